@@ -1,0 +1,1 @@
+"""Keeps what we measure out of the training data. Imports evalsuite only."""

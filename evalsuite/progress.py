@@ -1,0 +1,90 @@
+"""Progress of long work: a bar with ETA on a terminal, plain lines without one.
+
+Library code takes a `Progress` (a plain function) and never prints. A command opens
+the display and hands its function down:
+
+    with show_progress() as progress:
+        scan(files, progress=progress)      # calls progress("scan web", done, total)
+
+The function may be called from one thread only; worker processes send their calls
+through a queue (see trainloop/sweep.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+Progress = Callable[[str, float, float], None]
+"""progress(label, done, total): `label` names one piece of work; done == total ends it."""
+
+PLAIN_SECONDS = 10.0
+"""Least time between two plain lines of one piece of work."""
+
+
+def silent(label: str, done: float, total: float) -> None:
+    """The Progress that shows nothing."""
+
+
+@contextmanager
+def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
+    """Open a display on `stream` (standard error by default) and yield its Progress."""
+    out = stream if stream is not None else sys.stderr
+    if out.isatty():
+        with _bars(out) as progress:
+            yield progress
+    else:
+        yield _plain_lines(out)
+
+
+@contextmanager
+def _bars(out: TextIO) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(file=out)) as bars:
+        known = {}
+
+        def progress(label: str, done: float, total: float) -> None:
+            if label not in known:
+                known[label] = bars.add_task(label, total=total)
+            bars.update(known[label], completed=done, total=total)
+
+        yield progress
+
+
+def _plain_lines(out: TextIO) -> Progress:
+    started: dict[str, tuple[float, float]] = {}
+    printed: dict[str, float] = {}
+    ended: set[str] = set()
+
+    def progress(label: str, done: float, total: float) -> None:
+        now = time.monotonic()
+        start, first = started.setdefault(label, (now, done))
+        finished = done >= total
+        if finished and label in ended:
+            return
+        if not finished and now - printed.get(label, start) < PLAIN_SECONDS:
+            return
+        printed[label] = now
+        if finished:
+            ended.add(label)
+            print(f"{label}: done in {now - start:.1f} s", file=out, flush=True)
+            return
+        rate = (done - first) / max(now - start, 1e-9)
+        eta = f", ETA {(total - done) / rate:.0f} s" if rate > 0 else ""
+        print(f"{label}: {100 * done / total:.0f} %{eta}", file=out, flush=True)
+
+    return progress

@@ -1,0 +1,174 @@
+"""The nouns of evaluation, as frozen dataclasses; standard library only.
+
+A Suite maps capabilities to tasks. Scoring a model on it gives Scores, each resting on one
+ItemRow per doc. A Reference is a text of a suite's doc that must not stand in training data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from evalsuite.errors import UserError
+from evalsuite.files import content_id
+
+ALL = "*"
+"""Stands for 'all tasks of this capability' or 'all capabilities' in an aggregate Score."""
+
+Subset = Literal["all", "clean", "dirty"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task of a suite: what to run and which of its numbers counts."""
+
+    task: str
+    """An lm-eval task name, or the name of a YAML in evalsuite/tasks/."""
+    metric: str
+    """The primary metric, as lm-eval names it, e.g. acc or exact_match."""
+    filter: str = "none"
+    """Which of the task's answer extractions counts."""
+    shots: int = 0
+    split: str | None = None
+    """The split to score; by default the task's own evaluation split."""
+    chance: float = 0.0
+    """What guessing scores, on the metric's own scale."""
+    unit: Literal["share", "bits"] = "share"
+    """share: 0 to 1, higher is better. bits: bits per byte, lower is better."""
+    docs: int | None = None
+    """Score only the first so many docs: part of the suite's definition, not a partial score."""
+
+    def __post_init__(self) -> None:
+        if self.shots < 0:
+            raise UserError(f"task {self.task!r}: shots is {self.shots}, but must be 0 or more")
+        if not 0 <= self.chance < 1:
+            raise UserError(f"task {self.task!r}: chance is {self.chance}, but must lie in [0, 1)")
+        if self.docs is not None and self.docs < 1:
+            raise UserError(f"task {self.task!r}: docs is {self.docs}, but must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """Which tasks count for which capability; `unseen` suites never steer a decision."""
+
+    name: str
+    description: str
+    role: Literal["dev", "unseen"]
+    capabilities: dict[str, list[Task]]
+
+    def __post_init__(self) -> None:
+        if not self.capabilities:
+            raise UserError(f"suite {self.name!r} names no capability")
+        seen: set[str] = set()
+        for capability, tasks in self.capabilities.items():
+            if not tasks:
+                raise UserError(f"suite {self.name!r}: capability {capability!r} has no task")
+            if len({task.unit for task in tasks}) > 1:
+                raise UserError(
+                    f"suite {self.name!r}: capability {capability!r} mixes shares and bits per "
+                    "byte, which cannot be averaged; give them two capabilities"
+                )
+            for task in tasks:
+                if task.task in seen:
+                    raise UserError(f"suite {self.name!r} lists task {task.task!r} twice")
+                seen.add(task.task)
+
+    @property
+    def tasks(self) -> list[tuple[str, Task]]:
+        """(capability, task) in the order of the file."""
+        return [(name, task) for name, tasks in self.capabilities.items() for task in tasks]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything in the suite that changes a score (not its description)."""
+        definition = asdict(self)
+        del definition["description"]
+        return content_id(definition)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """One text of one doc that must not leak into training data."""
+
+    suite: str
+    task: str
+    doc_id: int
+    field: Literal["question", "choice", "answer", "passage"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemRow:
+    """What one doc of one task got, under the task's primary metric and all others."""
+
+    capability: str
+    task: str
+    doc_id: int
+    doc_hash: str
+    """Hash of the doc's content: the same doc has the same hash in every evaluation."""
+    prompt_hash: str
+    prompt: str
+    gold: str
+    output: str
+    """The filtered answer of a generation, or the choice taken."""
+    value: float | None
+    """The primary metric; None when the doc could not be scored (then `error` says why)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    weight: float = 1.0
+    """Bytes for bits per byte, else 1: a task's value is sum(value * weight) / sum(weight)."""
+    truncated: bool = False
+    """The generation ran into its length limit without an end."""
+    tokens: int = 0
+    """Tokens read and written for this doc."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One number of one model on one suite, with its 95 % interval.
+
+    `task == ALL` is a capability's aggregate, and `capability == ALL` the suite's: means over
+    chance-corrected shares ((value - chance) / (1 - chance)), or plain means of bits per byte.
+    `value` is None when something it rests on could not be scored: never 0.0 instead.
+    """
+
+    suite: str
+    suite_fingerprint: str
+    capability: str
+    task: str
+    metric: str
+    filter: str
+    subset: Subset
+    value: float | None
+    low: float | None
+    high: float | None
+    stderr: float | None
+    attempted: int
+    scored: int
+    truncated: int
+    tokens: int
+    chance: float
+    unit: Literal["share", "bits"]
+    primary: bool
+    """The number that counts for its task (aggregates rest on primaries only)."""
+    partial: bool
+    """Scored with a --limit: never ranked."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Shares climb, bits per byte fall."""
+        return self.unit == "share"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A scored suite: the scores and the item rows they rest on."""
+
+    suite: Suite
+    scores: list[Score]
+    items: list[ItemRow]
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """A record as a JSON-able dict, its fields in their order."""
+    return asdict(record)

@@ -1,0 +1,1 @@
+"""Trains through the stages and scores each one. Imports evalsuite and decon."""
