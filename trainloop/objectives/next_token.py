@@ -1,0 +1,56 @@
+"""Pretraining and midtraining: predict every next token of a text.
+
+    "the cat" -> [the, cat, </s>], targets [no, yes, yes]
+
+The tokenizer's own start token, if it has one, opens each document, and its end token closes
+it. A document's first token is never a target: nothing stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from evalsuite.errors import UserError
+from trainloop.objectives import Encoded, Objective
+
+
+def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Encoded]:
+    """Ids with the end token, and targets; a conversation's turns are rendered by its template."""
+    texts = [_text(document, tokenizer) for document in documents]
+    for ids in tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]:
+        if ids and ids[-1] != tokenizer.eos_token_id:
+            ids = [*ids, tokenizer.eos_token_id]
+        yield ids, [False] + [True] * (len(ids) - 1) if ids else []
+
+
+def _text(document: dict[str, Any], tokenizer: Any) -> str:
+    if "text" in document:
+        return str(document["text"])
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"document {document.get('id')!r} is a conversation, but the tokenizer has no chat "
+            "template: give the recipe's model a chat_template"
+        )
+    return str(tokenizer.apply_chat_template(document["messages"], tokenize=False))
+
+
+def loss(model: Any, batch: dict[str, Any]) -> Any:
+    """Cross-entropy summed over the target tokens, in nats, as float32 or finer."""
+    import torch
+
+    logits = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=batch["attention_mask"],
+        use_cache=False,
+    ).logits
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=-100, reduction="sum"
+    )
+
+
+OBJECTIVE = Objective(
+    name="next_token", version=1, splits_documents=True, encode=encode, loss=loss
+)
