@@ -1,0 +1,213 @@
+"""`assay decon`: look for a suite's items in training data, and take them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evalsuite.errors import UserError
+
+if TYPE_CHECKING:
+    from decon.index import ReferenceIndex
+    from decon.records import Certificate
+
+
+@click.group()
+def cli() -> None:
+    """Keep what a suite measures out of the training data."""
+
+
+def _options(command: Any) -> Any:
+    """What scan and clean share."""
+    for option in reversed(
+        (
+            click.argument("suite"),
+            click.argument("files", nargs=-1, required=True, metavar="[NAME=]FILE..."),
+            click.option(
+                "--policy",
+                default="tulu3",
+                show_default=True,
+                help="A policy's name (`assay decon policies`) or a YAML file.",
+            ),
+            click.option(
+                "--mirror",
+                type=click.Path(path_type=Path, file_okay=False),
+                envvar="ASSAY_MIRROR",
+                help="Folder to read the suite's public data from, instead of the hub.",
+            ),
+            click.option(
+                "--field",
+                "fields",
+                multiple=True,
+                metavar="NAME",
+                help="Row field that holds the text; may be repeated. By default every known one.",
+            ),
+            click.option(
+                "--malformed",
+                type=click.Choice(["error", "skip"]),
+                default="error",
+                show_default=True,
+                help="Stop at a line that is no document, or leave it out and count it.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command("scan")
+@_options
+@click.option("--out", type=click.Path(path_type=Path), help="New folder for the report's files.")
+def scan_command(
+    suite: str,
+    files: tuple[str, ...],
+    policy: str,
+    mirror: Path | None,
+    fields: tuple[str, ...],
+    malformed: Any,
+    out: Path | None,
+) -> None:
+    """Look for the items of SUITE in FILES; change nothing.
+
+    SUITE is a suite's name or file, or several joined by commas. All FILES are shards of one
+    source called "data"; write NAME=FILE to tell sources apart. A folder stands for all files
+    under it.
+
+    \b
+    Examples:
+        assay decon scan micro-dev corpus.jsonl.gz
+        assay decon scan real-small web=web/ books=books.parquet --out report
+    """
+    from decon.clean import write_report
+    from decon.scan import scan
+    from evalsuite.files import publish
+    from evalsuite.progress import show_progress
+
+    sources = parse_sources(files)
+    if out is not None and out.exists():
+        raise UserError(f"{out}: exists already; choose another folder with --out, or delete it")
+    index = _index(suite, policy, mirror)
+    with show_progress() as progress:
+        found = scan(sources, index, fields=fields, malformed=malformed, progress=progress)
+    if out is not None:
+        with publish(out) as folder:
+            write_report(folder, found)
+    _show(found.certificate, out)
+
+
+@cli.command("clean")
+@_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="New folder for the cleaned shards and the certificate.",
+)
+def clean_command(
+    suite: str,
+    files: tuple[str, ...],
+    policy: str,
+    mirror: Path | None,
+    fields: tuple[str, ...],
+    malformed: Any,
+    out: Path,
+) -> None:
+    """Copy FILES into the folder OUT without the documents that hold an item of SUITE.
+
+    SUITE and FILES are as in `assay decon scan`. OUT appears whole or not at all; run again,
+    the same command finds it done.
+
+    \b
+    Example:
+        assay decon clean real-small web=web.jsonl.gz --out cleaned
+    """
+    from decon.clean import clean
+    from evalsuite.progress import show_progress
+
+    sources = parse_sources(files)
+    index = _index(suite, policy, mirror)
+    with show_progress() as progress:
+        certificate = clean(
+            sources, index, out, fields=fields, malformed=malformed, progress=progress
+        )
+    _show(certificate, out)
+
+
+@cli.command("policies")
+def policies_command() -> None:
+    """List the policies and what each cannot catch.
+
+    \b
+    Example:
+        assay decon policies
+    """
+    from decon.policy import list_policies, load_policy
+
+    for name in list_policies():
+        policy = load_policy(name)
+        click.echo(f"{name}: {policy.description}\n  cannot catch: {policy.cannot_catch}")
+
+
+def parse_sources(files: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Source name -> paths, from arguments of the form FILE or NAME=FILE."""
+    sources: dict[str, list[Path]] = {}
+    for argument in files:
+        name, found, path = argument.partition("=")
+        if not found or "/" in name or Path(argument).exists():
+            name, path = "data", argument
+        if not path:
+            raise UserError(f"{argument!r} names no file after its '='; write NAME=FILE")
+        sources.setdefault(name, []).append(Path(path))
+    return sources
+
+
+def _index(names: str, policy_name: str, mirror: Path | None) -> ReferenceIndex:
+    from decon.index import build_index
+    from decon.policy import load_policy
+    from evalsuite.references import references
+    from evalsuite.suites import load_suite
+
+    policy = load_policy(policy_name)
+    suites = [load_suite(name) for name in names.split(",")]
+    return build_index(
+        (reference for suite in suites for reference in references(suite, mirror=mirror)),
+        policy=policy,
+        suites={suite.name: suite.fingerprint for suite in suites},
+    )
+
+
+def _show(certificate: Certificate, out: Path | None) -> None:
+    """One line per source, task and verdict."""
+    policy = certificate.policy
+    short = [task for task in certificate.tasks if task.too_short]
+    for name, count in certificate.sources.items():
+        click.echo(
+            f"{name}: {count.read:,} read = {count.kept:,} kept + {count.removed:,} removed "
+            f"+ {count.malformed:,} malformed; "
+            + (
+                f"CONTAMINATED: {', '.join(count.contaminated_tasks)}"
+                if count.contaminated
+                else f"no task above {100 * policy['gate']:g} %"
+            )
+        )
+        for cell in certificate.cells:
+            if cell.source == name and (cell.items_hit or cell.near_items):
+                items = next(
+                    t.items
+                    for t in certificate.tasks
+                    if (t.suite, t.task) == (cell.suite, cell.task)
+                )
+                click.echo(
+                    f"  {cell.suite}/{cell.task}: {cell.items_hit:,} of {items:,} items "
+                    f"({100 * cell.share:.2f} %) in {cell.documents:,} documents"
+                    + (f", {cell.near_items:,} items nearly" if policy["near"] else "")
+                )
+    for task in short:
+        click.echo(
+            f"{task.suite}/{task.task}: {task.too_short:,} of {task.items:,} items have fewer than "
+            f"{policy['ngram']} words: policy {policy['name']!r} cannot find them"
+        )
+    where = f"{out / 'certificate.json'}" if out is not None else "not written (no --out)"
+    click.echo(f"certificate {certificate.id}: {where}")

@@ -1,0 +1,389 @@
+"""Shards of training data: documents out, and kept rows back in as they were.
+
+    shard = Shard(source="web", path=Path("data/a.jsonl.gz"), name="a.jsonl.gz")
+    for row in read(shard):      # Document, or Malformed
+        ...
+    write_kept(shard, Path("out/a.jsonl.gz"), drop={3, 17})
+
+JSON lines (.jsonl .ndjson .json), plain or compressed (.gz .zst .bz2 .xz); Parquet; plain
+text (.txt, plain or compressed), one document per file. A JSON line is known by its bytes: what
+is kept is written as it stood, unknown fields, order and spacing included. Blank lines are no
+documents and stay where they are.
+
+A document's text is every known field that its row has, joined by a blank line; or the fields
+that were asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from decon.records import Document, Malformed
+from evalsuite.errors import UserError
+from evalsuite.files import COMPRESSIONS
+
+KNOWN_FIELDS = (
+    "text", "messages", "prompt", "completion", "instruction", "input", "output", "response",
+    "question", "answer", "chosen", "rejected",
+)  # fmt: skip
+"""Read from each row, in this order, when no field is named."""
+
+Moved = Callable[[int], None]
+"""moved(position): how many bytes of the file have been read."""
+
+
+def _stay(position: int) -> None:
+    """The Moved that tells nobody."""
+
+
+_KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "text"
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One file of a source."""
+
+    source: str
+    path: Path
+    name: str
+    """Its path below the folder that all files of the source share: no two are alike."""
+    fields: tuple[str, ...] = ()
+    """The row fields to read; none: KNOWN_FIELDS."""
+
+    @property
+    def compression(self) -> str:
+        """'.gz', '.zst', '.bz2', '.xz' or ''."""
+        return self.path.suffix if self.path.suffix in COMPRESSIONS else ""
+
+    @property
+    def kind(self) -> str:
+        """jsonl, parquet or text."""
+        bare = self.path.with_suffix("") if self.compression else self.path
+        return _KINDS[bare.suffix]
+
+
+def shards(source: str, paths: Sequence[Path], fields: Sequence[str] = ()) -> list[Shard]:
+    """The files of a source, in the order given; a folder stands for all files under it.
+
+    Raises UserError for a name that cannot be a folder, for a missing, empty or unknown file,
+    and for a file given twice.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", source):
+        raise UserError(
+            f"source {source!r}: its cleaned files go into a folder of that name, so use letters, "
+            "digits, '.', '_' and '-' only"
+        )
+    files = [file for path in paths for file in _files(path)]
+    if not files:
+        raise UserError(f"source {source!r} names no file")
+    whole = [os.path.abspath(file) for file in files]
+    for file, place in zip(files, whole, strict=True):
+        if whole.count(place) > 1:
+            raise UserError(f"source {source!r} names {file} twice; name it once")
+    shared = os.path.commonpath([os.path.dirname(place) for place in whole])
+    found = []
+    for file, place in zip(files, whole, strict=True):
+        bare = file.with_suffix("") if file.suffix in COMPRESSIONS else file
+        if bare.suffix not in _KINDS or (bare.suffix == ".parquet" and bare != file):
+            raise UserError(
+                f"{file}: its ending names no known format; known: {', '.join(_KINDS)} "
+                f"(all but .parquet also with {' '.join(COMPRESSIONS)}); "
+                "rename it, or name the files you mean one by one"
+            )
+        if file.stat().st_size == 0:
+            raise UserError(f"{file}: the file is empty; leave it out, or make it again")
+        name = os.path.relpath(place, shared)
+        found.append(Shard(source=source, path=file, name=name, fields=tuple(fields)))
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return [path]
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    return [
+        p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)
+    ]
+
+
+def read(shard: Shard, moved: Moved = _stay) -> Iterator[tuple[Document | Malformed, str]]:
+    """Each document or malformed line of a shard, with its whole row as JSON text.
+
+    Raises UserError for a file that is cut short or holds no row, and for a row without any
+    field to read.
+    """
+    rows = {"jsonl": _read_jsonl, "parquet": _read_parquet, "text": _read_text}[shard.kind]
+    empty = True
+    for row in rows(shard, moved):
+        empty = False
+        yield row
+    if empty:
+        raise UserError(f"{shard.path}: the file holds no document; leave it out, or make it again")
+
+
+def _malformed(shard: Shard, line: int, problem: str) -> tuple[Malformed, str]:
+    found = Malformed(source=shard.source, file=str(shard.path), line=line, problem=problem)
+    return found, "null"
+
+
+def _read_jsonl(shard: Shard, moved: Moved) -> Iterator[tuple[Document | Malformed, str]]:
+    for number, raw in raw_lines(shard.path, moved):
+        if not raw.strip():
+            continue
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield _malformed(shard, number, f"not valid JSON ({error})")
+            continue
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            yield _malformed(shard, number, f"a JSON {kind} where an object is needed")
+            continue
+        yield _document(shard, number, row), line.strip()
+
+
+def _read_parquet(shard: Shard, moved: Moved) -> Iterator[tuple[Document | Malformed, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(shard.path) as file:
+            for group in range(file.num_row_groups):
+                for row in file.read_row_group(group).to_pylist():
+                    number += 1
+                    whole = json.dumps(row, ensure_ascii=False, default=str)
+                    yield _document(shard, number, row), whole
+                moved(shard.path.stat().st_size * (group + 1) // file.num_row_groups)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{shard.path}: row {number + 1}: not a whole Parquet file ({_line(error)}); make it again"
+        ) from None
+
+
+def _read_text(shard: Shard, moved: Moved) -> Iterator[tuple[Document | Malformed, str]]:
+    raw = b"".join(line for _, line in raw_lines(shard.path, moved))
+    if not raw:
+        return
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield _malformed(shard, raw[: error.start].count(b"\n") + 1, f"not UTF-8 ({error})")
+        return
+    yield (
+        Document(line=1, id=shard.name, text=text),
+        json.dumps({"text": text}, ensure_ascii=False),
+    )
+
+
+def _document(shard: Shard, number: int, row: dict[str, Any]) -> Document | Malformed:
+    wanted = shard.fields or KNOWN_FIELDS
+    present = [field for field in wanted if field in row]
+    if not present:
+        asked = f"none of the fields {', '.join(wanted)}" if shard.fields else "no known text field"
+        have = ", ".join(row) or "none"
+        raise UserError(
+            f"{shard.path}:{number}: the row has {asked} (it has: {have}); "
+            "name the field that holds the text with --field NAME"
+        )
+    texts: list[str] = []
+    for field in present:
+        value = row[field]
+        if value is None:
+            continue
+        if not _collect(value, texts):
+            return _malformed(
+                shard,
+                number,
+                f"field {field!r} holds a {type(value).__name__}, not text or messages",
+            )[0]
+    if not texts:
+        return _malformed(shard, number, f"field {present[0]!r} holds nothing")[0]
+    name = row.get("id")
+    known = isinstance(name, (str, int)) and not isinstance(name, bool)
+    return Document(line=number, id=str(name) if known else str(number), text="\n\n".join(texts))
+
+
+def _collect(value: Any, texts: list[str]) -> bool:
+    """Add the texts in a field's value to `texts`; False if it is neither text nor messages."""
+    if isinstance(value, str):
+        texts.append(value)
+        return True
+    if isinstance(value, dict):
+        # A message, or a part of one: {"type": "text", "text": ...}; other parts hold no text.
+        inner = value.get("content", value.get("text"))
+        if inner is None:
+            return "role" in value or "type" in value
+        return _collect(inner, texts)
+    if isinstance(value, list):
+        return all(_collect(part, texts) for part in value)
+    return False
+
+
+def raw_lines(path: Path, moved: Moved = _stay) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes with their line end) of each line of a plain or compressed file."""
+    number = 0
+    with path.open("rb") as file:
+        try:
+            for number, raw in enumerate(_decompressed(path, file), 1):
+                yield number, raw
+                if number % 256 == 0:
+                    moved(file.tell())
+        except (EOFError, OSError, zlib.error, *_decompression_errors(path)) as error:
+            raise UserError(
+                f"{path}:{number + 1}: the file is damaged or cut short ({_line(error)}); "
+                "make it again"
+            ) from None
+
+
+def _decompressed(path: Path, file: IO[bytes]) -> Iterable[bytes]:
+    match path.suffix:
+        case ".gz":
+            import gzip
+
+            return gzip.GzipFile(fileobj=file)
+        case ".bz2":
+            import bz2
+
+            return bz2.BZ2File(file)
+        case ".xz":
+            import lzma
+
+            return lzma.LZMAFile(file)
+        case ".zst":
+            return io.BufferedReader(_WholeZstd(file), 1 << 18)
+    return file
+
+
+def _decompression_errors(path: Path) -> tuple[type[Exception], ...]:
+    if path.suffix == ".xz":
+        import lzma
+
+        return (lzma.LZMAError,)
+    if path.suffix == ".zst":
+        import zstandard
+
+        return (zstandard.ZstdError,)
+    return ()
+
+
+class _WholeZstd(io.RawIOBase):
+    """Reads all frames of a .zst file; unlike zstandard's reader, it misses a lost end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self._ready:
+            chunk = self._left or self._file.read(1 << 17)
+            self._left = b""
+            if not chunk:
+                if self._frame is not None:
+                    raise EOFError("compressed file ended before the end-of-stream marker")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(chunk))
+            if self._frame.eof:
+                self._left = self._frame.unused_data
+                self._frame = None
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+
+def write_kept(shard: Shard, out: Path, drop: Collection[int]) -> bool:
+    """Write a shard without the lines in `drop` to `out`, in its own format and compression.
+
+    A shard that loses nothing is copied byte for byte. A text file is one document: dropped,
+    it is not written. Returns whether `out` was written.
+    """
+    if shard.kind == "text" and drop:
+        return False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not drop:
+        shutil.copyfile(shard.path, out)
+    elif shard.kind == "parquet":
+        _write_parquet(shard, out, drop)
+    else:
+        with _create(out) as handle:
+            for number, raw in raw_lines(shard.path):
+                if number not in drop:
+                    handle.write(raw)
+    return True
+
+
+def _write_parquet(shard: Shard, out: Path, drop: Collection[int]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(shard.path) as file:
+        codec = file.metadata.row_group(0).column(0).compression.lower()
+        compression = "none" if codec == "uncompressed" else codec
+        number = 0
+        with pq.ParquetWriter(out, file.schema_arrow, compression=compression) as writer:
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group)
+                keep = [number + i + 1 not in drop for i in range(len(rows))]
+                number += len(rows)
+                writer.write_table(rows.filter(pa.array(keep)))
+
+
+@contextmanager
+def _create(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing, compressed by its ending; the same rows give the same bytes."""
+    match path.suffix:
+        case ".gz":
+            import gzip
+
+            with (
+                path.open("wb") as raw,
+                gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as gz,
+            ):
+                yield gz  # type: ignore[misc]
+        case ".bz2":
+            import bz2
+
+            with bz2.open(path, "wb") as handle:
+                yield handle
+        case ".xz":
+            import lzma
+
+            with lzma.open(path, "wb") as handle:
+                yield handle
+        case ".zst":
+            import zstandard
+
+            with zstandard.open(path, "wb") as handle:
+                yield handle
+        case _:
+            with path.open("wb") as handle:
+                yield handle
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
