@@ -62,7 +62,9 @@ def _convert(node: yaml.Node, into: Any, place: str) -> Any:
         for option in allowed:
             if str(option) == value:
                 return option
-        raise UserError(f"{where}: {_show(node)} is not allowed here{did_you_mean(str(value), map(str, allowed))}")
+        raise UserError(
+            f"{where}: {_show(node)} is not allowed here{did_you_mean(str(value), map(str, allowed))}"
+        )
     if dataclasses.is_dataclass(into):
         return _record(node, into, place)
     if origin is dict:

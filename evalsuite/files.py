@@ -17,6 +17,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ def publish(final: Path) -> Iterator[Path]:
     addresses, so both hold the same. Raises UserError on a full disk.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    work = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    work = _partial(final)
     try:
         work.mkdir()
         with full_disk_is_a_user_error(final):
@@ -76,7 +77,7 @@ def publish(final: Path) -> Iterator[Path]:
 def publish_file(final: Path) -> Iterator[TextIO]:
     """Yield a UTF-8 text file that replaces `final` by one rename when the block ends well."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    work = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    work = _partial(final)
     try:
         with full_disk_is_a_user_error(final), work.open("w", encoding="utf-8") as handle:
             yield handle
@@ -105,15 +106,38 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from None
 
 
+def _partial(final: Path) -> Path:
+    """A name beside `final` that says which process of which machine is writing it."""
+    writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return final.parent / f".{final.name}.{writer}.partial"
+
+
 def remove_partials(folder: Path) -> int:
-    """Delete what killed writers left directly under `folder`; returns how many."""
-    found = list(folder.glob(".*.partial")) if folder.is_dir() else []
-    for path in found:
+    """Delete what killed writers of this machine left directly under `folder`; returns how many.
+
+    What a living process, or another machine, is still writing is left alone.
+    """
+    removed = 0
+    for path in list(folder.glob(f".*.{socket.gethostname()}-*.partial")):
+        pid = int(path.name.rsplit("-", 2)[1])
+        if _is_alive(pid):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return len(found)
+        removed += 1
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -240,9 +240,7 @@ def _hub_rows(source: Source, mirror: Path | None) -> Iterator[tuple[str, dict[s
         yield f"{name}:{number}", row
 
 
-def _shape(
-    name: str, source: Source, place: str, row: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+def _shape(name: str, source: Source, place: str, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One row as documents of the canonical shape."""
     key = content_id([place, row], 12)
     if source.prompt is not None and source.response is not None:

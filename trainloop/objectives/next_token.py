@@ -51,6 +51,4 @@ def loss(model: Any, batch: dict[str, Any]) -> Any:
     )
 
 
-OBJECTIVE = Objective(
-    name="next_token", version=1, splits_documents=True, encode=encode, loss=loss
-)
+OBJECTIVE = Objective(name="next_token", version=1, splits_documents=True, encode=encode, loss=loss)

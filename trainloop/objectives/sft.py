@@ -28,9 +28,7 @@ def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Enco
     documents = list(documents)
     rendered = [_render(document, tokenizer) for document in documents]
     texts = [text for text, _ in rendered]
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     for (_, spans), ids, offsets in zip(
         rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):

@@ -1,0 +1,196 @@
+"""`assay train` and `assay sweep`: read a recipe, run it, say what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evalsuite.errors import UserError
+
+if TYPE_CHECKING:
+    from trainloop.run import Prepared, Run
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+_recipe = click.argument("recipe", type=str)
+_runs = click.option(
+    "--runs",
+    default="runs",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for data, checkpoints, scores and results.",
+)
+_mirror = click.option(
+    "--mirror",
+    envvar="ASSAY_MIRROR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with local copies of public data sets and models (or set ASSAY_MIRROR).",
+)
+
+
+@click.command()
+@_recipe
+@_runs
+@_mirror
+@click.option("--seed", type=int, help="Instead of the recipe's seed.")
+def train(recipe: str, runs: Path, mirror: Path | None, seed: int | None) -> None:
+    """Train RECIPE through its stages, scoring every checkpoint.
+
+    RECIPE is a YAML file, or the name of one that ships with Assay. Under torchrun or
+    `accelerate launch`, all processes train together. Run again, it finds what is done.
+
+    \b
+    Example:
+        assay train recipes/real-gsm8k.yaml --mirror ../shared
+    """
+    from trainloop.train import process_count
+
+    rank, ranks = process_count()
+    path = find_recipe(recipe)
+    if ranks > 1:
+        run_id = _train_together(path, runs, mirror, seed)
+    else:
+        run_id = _train_alone(path, runs, mirror, seed)
+    if rank == 0:
+        click.echo(f"run {run_id} is in {runs}; see it with: assay board show {runs}")
+
+
+@click.command()
+@_recipe
+@_runs
+@_mirror
+def sweep(recipe: str, runs: Path, mirror: Path | None) -> None:
+    """Train every cell of RECIPE's sweep (mixtures x seeds) and say which mixture won.
+
+    Stages before the varied one are trained once. Killed or failed, the same command
+    goes on where it stopped.
+
+    \b
+    Example:
+        assay sweep quickstart
+    """
+    result = sweep_recipe(find_recipe(recipe), runs, mirror)
+    click.echo(f"verdict: {result['sentence']}")
+    click.echo(f"sweep {result['id']} is in {runs}; see it with: assay board show {runs}")
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file by its path, or one that ships with Assay by its name."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    shipped = RECIPES / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    from evalsuite.errors import did_you_mean
+
+    known = [file.stem for file in RECIPES.glob("*.yaml")]
+    raise UserError(
+        f"no recipe is called {name!r}{did_you_mean(name, known)}; or give a .yaml file"
+    )
+
+
+def sweep_recipe(path: Path, runs: Path, mirror: Path | None) -> dict[str, Any]:
+    """Prepare and run a recipe's sweep with a progress display; returns sweep.json's content."""
+    from evalsuite.progress import show_progress
+    from trainloop.sweep import run_sweep
+
+    with show_progress() as progress:
+        prepared = _prepare(path, runs, mirror, progress)
+        result = run_sweep(prepared, progress=progress)
+    _say_data(prepared)
+    return result
+
+
+def _prepare(path: Path, runs: Path, mirror: Path | None, progress: Any) -> Prepared:
+    from evalsuite.config import load
+    from trainloop.records import Recipe
+    from trainloop.run import prepare
+
+    return prepare(
+        load(path, Recipe),
+        recipe_file=str(path),
+        base=path.parent,
+        root=runs,
+        mirror=mirror,
+        progress=progress,
+    )
+
+
+def _train_alone(path: Path, runs: Path, mirror: Path | None, seed: int | None) -> str:
+    from evalsuite.progress import show_progress
+    from trainloop.run import run_stages
+
+    with show_progress() as progress:
+        prepared = _prepare(path, runs, mirror, progress)
+        run = run_stages(prepared, seed=_seed(prepared, seed), progress=progress)
+    _say_data(prepared)
+    _say_scores(prepared, run)
+    return run.id
+
+
+def _train_together(path: Path, runs: Path, mirror: Path | None, seed: int | None) -> str:
+    """One of several launched processes: rank 0 prepares and speaks, all train."""
+    from evalsuite.progress import show_progress, silent
+    from trainloop.run import run_stages
+    from trainloop.train import make_accelerator
+
+    accelerator = make_accelerator()
+    main = accelerator.is_main_process
+    with show_progress() as shown:
+        progress = shown if main else silent
+        # Rank 0 makes the data while the others wait, and then find it made.
+        with accelerator.main_process_first():
+            prepared = _prepare(path, runs, mirror, progress)
+        run = run_stages(
+            prepared, seed=_seed(prepared, seed), accelerator=accelerator, progress=progress
+        )
+    if main:
+        _say_data(prepared)
+        _say_scores(prepared, run)
+    accelerator.end_training()
+    return run.id
+
+
+def _seed(prepared: Prepared, seed: int | None) -> int:
+    return prepared.recipe.seed if seed is None else seed
+
+
+def _say_data(prepared: Prepared) -> None:
+    """What decontamination did, and whether it found what was planted."""
+    from trainloop.run import plants_found
+
+    for name, source in prepared.certificate.sources.items():
+        flag = ", CONTAMINATED above the policy's gate" if source.contaminated else ""
+        click.echo(
+            f"data {name}: {source.read:,} documents, {source.removed:,} removed as leaks{flag}"
+        )
+    for name, planted, found in plants_found(prepared):
+        click.echo(f"plants in {name}: {found} of {planted} planted leaks found")
+
+
+def _say_scores(prepared: Prepared, run: Run) -> None:
+    """The aggregate scores after each stage."""
+    from evalsuite.scorefiles import read_evaluation
+
+    from evalsuite.records import ALL
+    from trainloop.run import score_folder
+
+    for suite in prepared.suites.values():
+        for plan in run.stages:
+            final = plan.checkpoint_ids[-1]
+            evaluation = read_evaluation(score_folder(prepared, final, suite))
+            shown = [
+                f"{score.capability} {_number(score)}"
+                for score in evaluation.scores
+                if score.task == ALL and score.capability != ALL and score.subset == "all"
+            ]
+            click.echo(f"{suite.name} after {plan.stage.name}: " + ", ".join(shown))
+
+
+def _number(score: Any) -> str:
+    if score.value is None:
+        return "not scored"
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"

@@ -1,0 +1,488 @@
+"""From a recipe to scored checkpoints: prepare the data once, then each stage in turn.
+
+    prepared = prepare(recipe, base=Path("recipes"), root=Path("runs"), mirror=None)
+    run      = run_stages(prepared, seed=1)        # trains and scores what is not there yet
+
+Every id is known before anything is trained, because each is a hash of what makes the thing.
+So a finished run is recognised without loading torch, a killed one goes on at its newest
+checkpoint, and runs that share a stage share its checkpoints. The order is fixed: checkpoint
+first, score second; a checkpoint whose scores are missing is scored from its folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalsuite import hubdata, scorefiles
+from evalsuite.files import content_id, read_jsonl, remove_partials, sha256_file, write_json
+from evalsuite.progress import Progress, silent
+from evalsuite.records import Suite
+from evalsuite.suites import load_suite
+from trainloop import checkpoint as checkpoints
+from trainloop import model as models
+from trainloop import sources, train
+from trainloop.objectives import load_objective
+from trainloop.records import Checkpoint, Recipe, Stage
+
+if TYPE_CHECKING:
+    from decon.records import Certificate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clean:
+    """A source after decontamination."""
+
+    id: str
+    """Names the kept documents: the source's shards and what was removed from them."""
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A recipe with everything its stages read."""
+
+    recipe: Recipe
+    recipe_file: str
+    root: Path
+    mirror: Path | None
+    suites: dict[str, Suite]
+    certificate: Certificate
+    decon_folder: Path
+    shards: dict[str, sources.Shards]
+    clean: dict[str, Clean]
+    model_folder: Path | None
+    """The pretrained model's folder; None for a model from scratch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagePlan:
+    """A stage with its ids, all known before it is trained."""
+
+    stage: Stage
+    seed: int
+    id: str
+    start: train.Start
+
+    @property
+    def checkpoint_ids(self) -> list[str]:
+        """Ids of the checkpoints the stage saves, in order."""
+        return [train.checkpoint_id(self.id, step) for step in self.stage.checkpoint_steps]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A finished run: its id and its stages' checkpoints."""
+
+    id: str
+    variant: str | None
+    seed: int
+    stages: list[StagePlan]
+
+    @property
+    def final(self) -> str:
+        """Id of the last stage's last checkpoint."""
+        return self.stages[-1].checkpoint_ids[-1]
+
+
+def prepare(
+    recipe: Recipe,
+    *,
+    recipe_file: str,
+    base: Path,
+    root: Path,
+    mirror: Path | None,
+    progress: Progress = silent,
+) -> Prepared:
+    """Make the sources' shards and their clean copies under `root`, or find them there.
+
+    Every source that a stage, a variant or the tokenizer reads is decontaminated against
+    all suites of the recipe. Raises UserError for what is missing or wrong in the recipe.
+    """
+    suites = {name: load_suite(name) for name in recipe.suites}
+    for stage in recipe.stages:
+        load_objective(stage.objective)
+    folder = None
+    if recipe.model.path is not None:
+        folder = hubdata.model_folder(recipe.model.path, base=base, mirror=mirror)
+    for room in ("sources", "decon", "tokens", "tokenizers", "checkpoints"):
+        remove_partials(root / room)
+    shards = {
+        name: sources.materialise(
+            name, recipe.sources[name], root=root, base=base, mirror=mirror, progress=progress
+        )
+        for name in _used_sources(recipe)
+    }
+    certificate, decon_folder = _decontaminate(recipe, suites, shards, root, mirror, progress)
+    clean = {
+        name: Clean(
+            id=_clean_id(shard, decon_folder),
+            files=tuple(decon_folder / file for file in certificate.clean[name]),
+        )
+        for name, shard in shards.items()
+    }
+    return Prepared(
+        recipe=recipe,
+        recipe_file=recipe_file,
+        root=root,
+        mirror=mirror,
+        suites=suites,
+        certificate=certificate,
+        decon_folder=decon_folder,
+        shards=shards,
+        clean=clean,
+        model_folder=folder,
+    )
+
+
+def _used_sources(recipe: Recipe) -> list[str]:
+    used = {name for stage in recipe.stages for name in stage.mixture}
+    if recipe.sweep:
+        used |= {name for mixture in recipe.sweep.variants.values() for name in mixture}
+    if recipe.model.tokenizer:
+        used |= set(recipe.model.tokenizer.train_on)
+    return sorted(used)
+
+
+def _decontaminate(
+    recipe: Recipe,
+    suites: dict[str, Suite],
+    shards: dict[str, sources.Shards],
+    root: Path,
+    mirror: Path | None,
+    progress: Progress,
+) -> tuple[Certificate, Path]:
+    """The certificate of these shards against these suites, and its folder."""
+    from decon.policy import load_policy
+    from decon.records import load_certificate
+
+    policy = load_policy(recipe.policy)
+    fingerprints = {name: suite.fingerprint for name, suite in suites.items()}
+    key = [fingerprints, asdict(policy), {name: shard.id for name, shard in shards.items()}]
+    folder = root / "decon" / content_id(key)
+    if not folder.is_dir():
+        from evalsuite.references import references
+
+        from decon.clean import clean
+        from decon.index import build_index
+
+        progress("references", 0, 1)
+        texts = [ref for suite in suites.values() for ref in references(suite, mirror=mirror)]
+        progress("references", 1, 1)
+        index = build_index(texts, policy=policy, suites=fingerprints)
+        files = {name: list(shard.files) for name, shard in shards.items()}
+        clean(files, index, folder, progress=progress)
+    return load_certificate(folder), folder
+
+
+def _clean_id(shard: sources.Shards, folder: Path) -> str:
+    """Two policies that remove the same documents leave the same data, hence the same id."""
+    removed = folder / "removed" / f"{shard.name}.jsonl"
+    if not removed.is_file() or removed.stat().st_size == 0:
+        return shard.id
+    return content_id([shard.id, sha256_file(removed)])
+
+
+def plan_stages(prepared: Prepared, *, variant: str | None, seed: int) -> list[StagePlan]:
+    """The stages of one run with their ids. Stages before the sweep's use the recipe's seed."""
+    recipe = prepared.recipe
+    data = {name: clean.id for name, clean in prepared.clean.items()}
+    tokenizer = recipe.model.tokenizer
+    tokenizer_data = [data[name] for name in tokenizer.train_on] if tokenizer else []
+    shared_seed = recipe.seed if recipe.sweep else seed
+    first = models.start_id(recipe.model, prepared.model_folder, tokenizer_data, shared_seed)
+    start = train.Start(parent=first, is_checkpoint=False, total_tokens=0, flops=0.0)
+    plans: list[StagePlan] = []
+    varied = recipe.sweep is None
+    for stage in recipe.stages:
+        if recipe.sweep and stage.name == recipe.sweep.stage:
+            varied = True
+            if variant is not None:
+                stage = replace(stage, mixture=recipe.sweep.variants[variant])
+        stage_seed = seed if varied else shared_seed
+        objective = load_objective(stage.objective)
+        this_id = train.stage_id(stage, start, data, objective, seed=stage_seed)
+        plans.append(StagePlan(stage=stage, seed=stage_seed, id=this_id, start=start))
+        start = train.Start(
+            parent=plans[-1].checkpoint_ids[-1],
+            is_checkpoint=True,
+            total_tokens=start.total_tokens + stage.steps * stage.batch_tokens,
+            flops=0.0,
+        )
+    return plans
+
+
+def shared_stages(recipe: Recipe) -> int:
+    """How many stages all cells of the recipe's sweep have in common."""
+    if recipe.sweep is None:
+        return 0
+    return [stage.name for stage in recipe.stages].index(recipe.sweep.stage)
+
+
+def run_stages(
+    prepared: Prepared,
+    *,
+    variant: str | None = None,
+    seed: int,
+    stages: int | None = None,
+    accelerator: Any = None,
+    progress: Progress = silent,
+) -> Run:
+    """Train and score the first `stages` stages (default: all), skipping what is done.
+
+    Writes runs/<id>/run.json when all stages are asked for. `accelerator` is for
+    several processes; one process makes its own when it has to train.
+    """
+    recipe = prepared.recipe
+    plans = plan_stages(prepared, variant=variant, seed=seed)[:stages]
+    main = accelerator is None or accelerator.is_main_process
+    name = " ".join(filter(None, [recipe.name, variant, f"seed {seed}"]))
+    for plan in plans:
+        if not is_done(prepared, plan):
+            if accelerator is None:
+                accelerator = train.make_accelerator()
+            _finish_stage(prepared, plan, accelerator, f"{name}: {plan.stage.name}", progress)
+    run = Run(
+        id=content_id([recipe.name, variant, seed, plans[-1].id]),
+        variant=variant,
+        seed=seed,
+        stages=plans,
+    )
+    if stages is None and main:
+        _write_run(prepared, run)
+    return run
+
+
+def score_folder(prepared: Prepared, checkpoint: str, suite: Suite) -> Path:
+    """Where a checkpoint's evaluation on a suite stands."""
+    return prepared.root / "scores" / checkpoint / f"{suite.name}-{suite.fingerprint}"
+
+
+def is_done(prepared: Prepared, plan: StagePlan) -> bool:
+    """Whether every checkpoint of the stage is published and scored on every suite."""
+    return all(
+        checkpoints.read(prepared.root, checkpoint) is not None
+        and all(
+            score_folder(prepared, checkpoint, suite).is_dir() for suite in prepared.suites.values()
+        )
+        for checkpoint in plan.checkpoint_ids
+    )
+
+
+def _finish_stage(
+    prepared: Prepared, plan: StagePlan, accelerator: Any, label: str, progress: Progress
+) -> None:
+    """Train what is left of the stage, and score what is unscored."""
+    with _stage_lock(prepared.root, plan.id, enabled=accelerator.is_main_process):
+        accelerator.wait_for_everyone()
+        tokenizer = models.load_tokenizer(
+            _tokenizer_folder(prepared, progress), prepared.recipe.model.chat_template
+        )
+        if accelerator.is_main_process:
+            _score_leftovers(prepared, plan, tokenizer, progress)
+        if train.newest_step(plan.stage, plan.id, prepared.root) < plan.stage.steps:
+            _train(prepared, plan, tokenizer, accelerator, label, progress)
+        accelerator.wait_for_everyone()
+
+
+def _train(
+    prepared: Prepared,
+    plan: StagePlan,
+    tokenizer: Any,
+    accelerator: Any,
+    label: str,
+    progress: Progress,
+) -> None:
+    from trainloop import data
+
+    recipe, stage, root = prepared.recipe, plan.stage, prepared.root
+    objective = load_objective(stage.objective)
+    used = [name for name, weight in stage.mixture.items() if weight > 0]
+    tokens = {
+        name: data.tokenise(
+            name,
+            prepared.clean[name].files,
+            tokenizer,
+            _tokenizer_id(tokenizer),
+            objective,
+            stage.sequence_length,
+            root=root,
+            data_id=prepared.clean[name].id,
+            progress=progress,
+        )
+        for name in used
+    }
+    batches = data.plan_batches(tokens, stage, objective, seed=plan.seed)
+    newest = train.newest_step(stage, plan.id, root)
+    parent = plan.start.parent if plan.start.is_checkpoint else None
+    flops = 0.0
+    if parent is not None:
+        record = checkpoints.read(root, parent)
+        assert record is not None, "stages are trained in order"
+        flops = record.flops
+    source = train.checkpoint_id(plan.id, newest) if newest else parent
+    if source is not None:
+        folder = checkpoints.folder_of(root, source)
+        checkpoints.verify(folder)
+        model = models.load_model(folder)
+    elif prepared.model_folder is not None:
+        model = models.load_model(prepared.model_folder)
+    else:
+        model = models.fresh_model(recipe.model, tokenizer, seed=plan.seed)
+
+    def after_checkpoint(live: Any, checkpoint: Checkpoint) -> None:
+        _score(prepared, checkpoint.id, live, tokenizer, progress)
+
+    train.train_stage(
+        stage,
+        batches,
+        objective,
+        model,
+        tokenizer,
+        replace(plan.start, flops=flops),
+        accelerator,
+        root=root,
+        this_stage_id=plan.id,
+        seed=plan.seed,
+        cpu_threads=recipe.cpu_threads,
+        certificate=prepared.certificate.id,
+        after_checkpoint=after_checkpoint,
+        progress=progress,
+        label=label,
+    )
+
+
+def _tokenizer_folder(prepared: Prepared, progress: Progress) -> Path:
+    if prepared.model_folder is not None:
+        return prepared.model_folder
+    tokenizer = prepared.recipe.model.tokenizer
+    assert tokenizer is not None, "a model from scratch has a tokenizer"
+    used = [prepared.clean[name] for name in tokenizer.train_on]
+    return models.new_tokenizer(
+        prepared.recipe.model,
+        [clean.files for clean in used],
+        [clean.id for clean in used],
+        root=prepared.root,
+        progress=progress,
+    )
+
+
+def _tokenizer_id(tokenizer: Any) -> str:
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template]
+    return content_id([tokenizer.backend_tokenizer.to_str(), special])
+
+
+def _score_leftovers(
+    prepared: Prepared, plan: StagePlan, tokenizer: Any, progress: Progress
+) -> None:
+    """Score the published checkpoints of the stage that a killed run left unscored."""
+    for checkpoint in plan.checkpoint_ids:
+        missing = any(
+            not score_folder(prepared, checkpoint, suite).is_dir()
+            for suite in prepared.suites.values()
+        )
+        if missing and checkpoints.read(prepared.root, checkpoint) is not None:
+            folder = checkpoints.folder_of(prepared.root, checkpoint)
+            checkpoints.verify(folder)
+            _score(prepared, checkpoint, models.load_model(folder), tokenizer, progress)
+
+
+def _score(
+    prepared: Prepared, checkpoint: str, model: Any, tokenizer: Any, progress: Progress
+) -> None:
+    """Score a model on each suite it has no scores on yet, and publish them."""
+    import torch
+
+    from evalsuite import harness
+
+    # Scores must not depend on who called: the same threads in a worker, a rerun or a launch.
+    torch.set_num_threads(prepared.recipe.cpu_threads)
+    for suite in prepared.suites.values():
+        folder = score_folder(prepared, checkpoint, suite)
+        if folder.is_dir():
+            continue
+        remove_partials(folder.parent)
+        evaluation = harness.score(
+            model,
+            suite,
+            tokenizer=tokenizer,
+            mirror=prepared.mirror,
+            dirty=prepared.certificate.dirty_items.get(suite.name, {}),
+            progress=progress,
+        )
+        scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint)
+
+
+@contextmanager
+def _stage_lock(root: Path, stage_id: str, *, enabled: bool) -> Iterator[None]:
+    """One process at a time works on a stage; the kernel drops the lock of a killed one."""
+    if not enabled:
+        yield
+        return
+    path = root / "stages" / stage_id / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _write_run(prepared: Prepared, run: Run) -> None:
+    """Publish runs/<id>/run.json; the same run writes the same bytes."""
+    recipe = prepared.recipe
+    shared = shared_stages(recipe)
+    write_json(
+        prepared.root / "runs" / run.id / "run.json",
+        {
+            "id": run.id,
+            "name": recipe.name,
+            "recipe": asdict(recipe),
+            "recipe_file": prepared.recipe_file,
+            "seed": run.seed,
+            "variant": run.variant,
+            "sweep": sweep_id(prepared) if recipe.sweep else None,
+            "stages": [
+                {
+                    "name": plan.stage.name,
+                    "objective": plan.stage.objective,
+                    "stage_id": plan.id,
+                    "mixture": plan.stage.mixture,
+                    "tokens": plan.stage.steps * plan.stage.batch_tokens,
+                    "checkpoints": plan.checkpoint_ids,
+                    "final": plan.checkpoint_ids[-1],
+                    "shared": number < shared,
+                }
+                for number, plan in enumerate(run.stages)
+            ],
+            "suites": list(prepared.suites),
+            "certificate": prepared.certificate.id,
+            "code": {"assay": importlib.metadata.version("assay-lm")},
+        },
+    )
+
+
+def sweep_id(prepared: Prepared) -> str:
+    """The sweep's name: its question (recipe, stage, variants, seeds) and its data."""
+    data = {name: clean.id for name, clean in prepared.clean.items()}
+    return content_id([asdict(prepared.recipe), data])
+
+
+def plants_found(prepared: Prepared) -> list[tuple[str, int, int]]:
+    """(source, planted, found) for each source with planted items: found means a hit names it."""
+    found: dict[str, set[str]] = {}
+    for row in _rows_of(prepared.decon_folder / "hits.jsonl"):
+        found.setdefault(row["source"], set()).add(row["document_id"])
+    result = []
+    for name, shard in prepared.shards.items():
+        if shard.planted:
+            planted = {row["document_id"] for row in _rows_of(shard.folder / "planted.jsonl")}
+            result.append((name, len(planted), len(planted & found.get(name, set()))))
+    return result
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_jsonl(path)]
