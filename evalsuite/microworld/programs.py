@@ -1,0 +1,216 @@
+"""Code: a tiny language of assignments and prints, and its interpreter.
+
+    run("va = 3 ; tu = va + 2 ; print tu")    ->  "5"
+    fill("va = 4 ; ? ; print va", "va = va + 5")  ->  "va = 4 ; va = va + 5 ; print va"
+
+A program is statements between semicolons: `NAME = TERM (+|- TERM)*` or `print NAME`, a TERM being
+a name or a whole number without sign. Nothing else exists: no loops, no calls, and no `exec`
+anywhere, so a model's answer can be run safely. Evaluation programs use variable names that
+training never uses. Dev asks for the output and for a missing line of short programs, unseen for the
+output of longer ones in another wording.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from evalsuite.microworld.world import Item, Split, digest, eval_names, held_out, name, pick
+
+MAX_STATEMENTS = 64
+_NAME = re.compile(r"[a-z]{1,12}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+GAP = "?"
+
+
+class ProgramError(ValueError):
+    """The program is not one of the language, or reads a variable never set."""
+
+
+def run(program: str) -> str:
+    """What the program prints, lines joined by one space; raises ProgramError."""
+    statements = program.split(";")
+    if len(statements) > MAX_STATEMENTS:
+        raise ProgramError(f"{len(statements)} statements; {MAX_STATEMENTS} are allowed")
+    variables: dict[str, int] = {}
+    printed = []
+    for statement in statements:
+        tokens = statement.split()
+        if len(tokens) == 2 and tokens[0] == "print":
+            printed.append(str(_value(tokens[1], variables)))
+        elif len(tokens) >= 3 and tokens[1] == "=" and _is_name(tokens[0]):
+            variables[tokens[0]] = _evaluate(tokens[2:], variables)
+        else:
+            raise ProgramError(f"not a statement: {statement.strip()!r}")
+    return " ".join(printed)
+
+
+def fill(program: str, answer: str) -> str:
+    """The program with `answer` in place of its gap."""
+    return program.replace(GAP, answer)
+
+
+def fills_the_gap(program: str, answer: str, output: str) -> bool:
+    """Is `answer` one statement that makes the program print `output`?"""
+    if ";" in answer or "print" in answer:
+        return False
+    try:
+        return run(fill(program, answer.strip())) == output
+    except ProgramError:
+        return False
+
+
+def _is_name(token: str) -> bool:
+    return token != "print" and _NAME.fullmatch(token) is not None
+
+
+def _value(token: str, variables: dict[str, int]) -> int:
+    if _NUMBER.fullmatch(token):
+        return int(token)
+    if _is_name(token) and token in variables:
+        return variables[token]
+    raise ProgramError(f"{token!r} has no value")
+
+
+def _evaluate(tokens: list[str], variables: dict[str, int]) -> int:
+    if len(tokens) % 2 == 0:
+        raise ProgramError(f"not an expression: {' '.join(tokens)!r}")
+    total = _value(tokens[0], variables)
+    for operator, operand in zip(tokens[1::2], tokens[2::2], strict=True):
+        if operator not in ("+", "-"):
+            raise ProgramError(f"{operator!r} is not + or -")
+        total += _value(operand, variables) * (1 if operator == "+" else -1)
+    return total
+
+
+Names = tuple[str, str]
+
+
+def short_program(rng: random.Random, names: Names) -> str:
+    """Two variables, one of them changed once, one printed."""
+    a, b = names
+    x, y, z = (1 + int(rng.random() * 9) for _ in range(3))
+    changed, old = (a, x) if rng.random() < 0.5 else (b, y)
+    step = f"+ {z}" if old <= z or rng.random() < 0.5 else f"- {z}"
+    shown = changed if rng.random() < 0.6 else (b if changed == a else a)
+    return f"{a} = {x} ; {b} = {y} ; {changed} = {changed} {step} ; print {shown}"
+
+
+def long_program(rng: random.Random, names: Names) -> str:
+    """As `short_program`, then the other variable is set from the changed one."""
+    a, b = names
+    x, y, z = (1 + int(rng.random() * 9) for _ in range(3))
+    return f"{a} = {x} ; {b} = {y} ; {a} = {a} + {z} ; {b} = {a} ; print {b}"
+
+
+def gapped(rng: random.Random, names: Names) -> tuple[str, str, str]:
+    """(program with a gap, the missing line, what it prints)."""
+    a, _ = names
+    x, z = (1 + int(rng.random() * 9) for _ in range(2))
+    step = f"+ {z}" if x < z or rng.random() < 0.5 else f"- {z}"
+    program, line = f"{a} = {x} ; {GAP} ; print {a}", f"{a} = {a} {step}"
+    return program, line, run(fill(program, line))
+
+
+def output_question(program: str, split: Split) -> str:
+    """Ask what a program prints."""
+    return f"what prints {program}" if split == "dev" else f"run {program} and tell the output"
+
+
+def gap_question(program: str, output: str) -> str:
+    """Ask for a missing line."""
+    variable = program.split()[0]
+    return f"{program} gives {output} so fill the gap for {variable}"
+
+
+def _names(rng: random.Random) -> Names:
+    while True:
+        a, b = name(rng).lower(), name(rng).lower()
+        if a != b:
+            return a, b
+
+
+def _numbers(program: str) -> tuple[str, ...]:
+    return tuple(token for token in program.split() if not token.isalpha())
+
+
+def _gap_is_held_out(program: str, line: str) -> bool:
+    return digest("gap", program.split()[2], line.split(" ", 3)[3]) % 4 == 0
+
+
+def _training(rng: random.Random) -> tuple[str, str]:
+    roll = rng.random()
+    while True:
+        names = _names(rng)
+        if roll < 0.35:
+            program, line, output = gapped(rng, names)
+            asked, answer = gap_question(program, output), line
+            belongs = "dev" if _gap_is_held_out(program, line) else None
+        else:
+            program = short_program(rng, names) if roll < 0.85 else long_program(rng, names)
+            asked, answer = output_question(program, "unseen" if roll > 0.8 else "dev"), run(program)
+            belongs = held_out("output", *_numbers(program))
+        if belongs is None:
+            return asked, answer
+
+
+def text(rng: random.Random) -> str:
+    """A question about a program with its answer."""
+    asked, answer = _training(rng)
+    return f"Q: {asked}\nA: {answer}\n"
+
+
+def chat(rng: random.Random) -> tuple[str, str]:
+    """(question, answer)."""
+    return _training(rng)
+
+
+def items(split: Split) -> list[Item]:
+    """60 programs whose output is asked."""
+    rng = random.Random(f"programs {split}")
+    names = [name.lower() for name in eval_names(split)]
+    make = short_program if split == "dev" else long_program
+    found: dict[tuple[str, ...], Item] = {}
+    while len(found) < 60:
+        index = len(found)
+        pair = names[(5 * index) % len(names)], names[(5 * index + 1) % len(names)]
+        program = make(rng, pair)
+        if held_out("output", *_numbers(program)) != split or _numbers(program) in found:
+            continue
+        output = run(program)
+        found[_numbers(program)] = Item(
+            question=output_question(program, split),
+            answer=output,
+            target=output,
+            rephrased=_retold(program),
+            fields={"program": program},
+        )
+    return list(found.values())
+
+
+def gap_items(split: Split) -> list[Item]:
+    """Up to 40 programs with a missing line; only dev has such."""
+    if split != "dev":
+        return []
+    rng = random.Random("gaps dev")
+    names = [name.lower() for name in eval_names(split)]
+    found: dict[tuple[str, str], Item] = {}
+    for _ in range(4_000):
+        variable = names[(3 * len(found) + 1) % len(names)]
+        program, line, output = gapped(rng, (variable, variable))
+        key = program.split()[2], line.split(" ", 3)[3]
+        if not _gap_is_held_out(program, line) or key in found or len(found) == 40:
+            continue
+        found[key] = Item(
+            question=gap_question(program, output),
+            answer=line,
+            target=line,
+            rephrased=f"{variable} starts as {key[0]} . Which change turns it into {output} ?",
+            fields={"program": program, "output": output},
+        )
+    return list(found.values())
+
+
+def _retold(program: str) -> str:
+    told = program.replace(" = ", " becomes ").replace(" ; ", " , then ")
+    return f"Say what appears at last if {told.replace('print', 'show')}"
