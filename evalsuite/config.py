@@ -1,7 +1,7 @@
 """The one way from YAML to a frozen dataclass, with line numbers in every complaint.
 
-    stage:                      load(path, Recipe) ->
-      tokns: 4000               recipe.yaml:2: unknown key 'tokns' (value 4000); did you mean 'tokens'?
+    stage:                load(path, Recipe) ->
+      tokns: 4000         recipe.yaml:2: unknown key 'tokns' (value '4000'); did you mean 'tokens'?
 
 Types come from the dataclass' annotations: str, int, float, bool, Path, Literal, `X | None`,
 lists, tuples, dicts, nested dataclasses and unions of them. Numbers may be written 2_000_000
@@ -62,9 +62,8 @@ def _convert(node: yaml.Node, into: Any, place: str) -> Any:
         for option in allowed:
             if str(option) == value:
                 return option
-        raise UserError(
-            f"{where}: {_show(node)} is not allowed here{did_you_mean(str(value), map(str, allowed))}"
-        )
+        hint = did_you_mean(str(value), map(str, allowed))
+        raise UserError(f"{where}: {_show(node)} is not allowed here{hint}")
     if dataclasses.is_dataclass(into):
         return _record(node, into, place)
     if origin is dict:
@@ -137,7 +136,8 @@ def _union(node: yaml.Node, options: tuple[Any, ...], place: str) -> Any:
 def _pairs(node: yaml.Node, place: str) -> list[tuple[yaml.Node, yaml.Node]]:
     if not isinstance(node, yaml.MappingNode):
         raise UserError(
-            f"{place}:{node.start_mark.line + 1}: {_show(node)} stands where keys and values are needed"
+            f"{place}:{node.start_mark.line + 1}: {_show(node)} stands where keys and values "
+            "are needed"
         )
     seen: set[str] = set()
     for key, _ in node.value:

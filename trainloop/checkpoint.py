@@ -29,7 +29,9 @@ def folder_of(root: Path, checkpoint_id: str) -> Path:
 def save(root: Path, checkpoint: Checkpoint, model: Any, tokenizer: Any, optimizer: Any) -> Path:
     """Publish a checkpoint and return its folder; an existing one is left as it is."""
     from safetensors.torch import save_file
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # ours is the one progress display
     folder = folder_of(root, checkpoint.id)
     if folder.is_dir():
         return folder

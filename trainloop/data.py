@@ -264,7 +264,7 @@ def plan_batches(
 def _cut_rows(
     starts: Ints, sizes: Ints, row_length: int, rows: int
 ) -> tuple[Ints, Ints, Ints, Ints]:
-    """Documents end to end, cut every `row_length` tokens: (document, start, length), row starts."""
+    """Documents end to end, cut each `row_length` tokens: document, start, length; row starts."""
     ends = np.cumsum(sizes)
     begins = ends - sizes
     assert ends[-1] >= rows * row_length
@@ -282,15 +282,14 @@ def _whole_rows(
 ) -> tuple[Ints, Ints, Ints, Ints]:
     """Whole documents, a new row when the next one does not fit."""
     row_starts = [0]
-    filled = taken = 0
-    for size in sizes.tolist():
+    filled = 0
+    for taken, size in enumerate(sizes.tolist()):
         if filled + size > row_length:
             row_starts.append(taken)
             filled = 0
             if len(row_starts) > rows:
                 break
         filled += size
-        taken += 1
     assert len(row_starts) > rows, "the order holds tokens for every row"
     piece = np.arange(row_starts[rows])
     return piece, starts[piece], sizes[piece], np.asarray(row_starts[: rows + 1])

@@ -137,7 +137,9 @@ def fresh_model(model: Model, tokenizer: Any, *, seed: int) -> Any:
 def load_model(folder: Path) -> Any:
     """The causal language model of a local folder, in float32; safetensors only."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # ours is the one progress display
     if not any(_is_weights(f) for f in folder.iterdir()):
         raise UserError(f"{folder}: no safetensors weights there; other formats are not read")
     return AutoModelForCausalLM.from_pretrained(

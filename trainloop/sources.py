@@ -164,8 +164,7 @@ def _documents(
             leaks=_leaks(source),
         )
         return
-    for plant_row in _plant_rows(source.plant, mirror):
-        yield plant_row
+    yield from _plant_rows(source.plant, mirror)
     rows = _file_rows(source, base) if source.files else _hub_rows(source, mirror)
     for place, row in islice(rows, source.documents):
         yield from _shape(name, source, place, row)

@@ -300,7 +300,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 def _metrics_log(
     root: Path, this_stage_id: str, first: int, *, enabled: bool
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Append to stages/<id>/metrics.jsonl, after dropping the lines a killed run left past `first`."""
+    """Append to stages/<id>/metrics.jsonl, less the lines a killed run left past `first`."""
     if not enabled:
         yield lambda row: None
         return
