@@ -1,0 +1,40 @@
+"""Find and read suites: YAML files that say which tasks count for which capability.
+
+    load_suite("real-small")          evalsuite/suites/real-small.yaml
+    load_suite("my/own/suite.yaml")   any file, by its path
+    list_suites()                     every suite that ships with Assay, by name
+
+A suite file is data. Reading it checks its shape only; whether lm-eval knows its tasks, and
+whether these have the metrics it names, `harness.score` says before its first model call.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evalsuite import config
+from evalsuite.errors import UserError, did_you_mean
+from evalsuite.records import Suite
+
+FOLDER = Path(__file__).parent / "suites"
+
+
+def load_suite(name_or_path: str | Path) -> Suite:
+    """The shipped suite of this name, or the one in this YAML file.
+
+    Raises UserError for an unknown name, with the closest known one.
+    """
+    text = str(name_or_path)
+    shipped = FOLDER / f"{text}.yaml"
+    if "/" not in text and shipped.is_file():
+        return config.load(shipped, Suite)
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return config.load(path, Suite)
+    known = [file.stem for file in FOLDER.glob("*.yaml")]
+    raise UserError(f"no suite is called {text!r}{did_you_mean(text, known)}")
+
+
+def list_suites() -> list[Suite]:
+    """Every shipped suite, sorted by name."""
+    return [config.load(file, Suite) for file in sorted(FOLDER.glob("*.yaml"))]
