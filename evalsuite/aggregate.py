@@ -126,7 +126,6 @@ def _task_scores(suite: Suite, one: Measured, subset: Subset, kept: list[int]) -
     return found
 
 
-
 def _estimate(cells: list[Cell], *, share: bool) -> _Estimate:
     if not cells:
         return _Estimate()

@@ -122,7 +122,7 @@ def score(
     prepared = [(capability, prepare(task, mirror)) for capability, task in suite.tasks]
     unknown = sorted(set(dirty or ()) - {task.task for _, task in suite.tasks})
     if unknown:
-        raise UserError(f"suite {suite.name!r} has no task {unknown[0]!r}, whose dirty docs are given")
+        raise UserError(f"dirty docs of task {unknown[0]!r}, which suite {suite.name!r} lacks")
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(_random_state_put_back())
@@ -141,7 +141,8 @@ def score(
             measured.append(_measure(capability, ready, lm, limit))
             meter.task_done()
     scores = all_scores(suite, measured, dirty)
-    return Evaluation(suite=suite, scores=scores, items=[row for one in measured for row in one.rows])
+    items = [row for one in measured for row in one.rows]
+    return Evaluation(suite=suite, scores=scores, items=items)
 
 
 def docs(suite: Suite, *, mirror: Path | None = None) -> Iterator[Doc]:
@@ -242,7 +243,8 @@ def _load_task(task: Task, mirror: Path | None) -> Any:
         raise
     except Exception as error:
         raise UserError(
-            f"task {task.task!r} ({path}) cannot be set up ({type(error).__name__}: {_one_line(error)})"
+            f"task {task.task!r} ({path}) cannot be set up "
+            f"({type(error).__name__}: {_one_line(error)})"
         ) from error
     if getattr(lm_task, "MULTIMODAL", False) or getattr(lm_task, "UNSAFE_CODE", False):
         raise UserError(f"task {task.task!r} needs pictures, sound or running generated code")
@@ -355,7 +357,10 @@ class _LM(HFLM):
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
         super().__init__(
-            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, backend="causal"
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=batch_size,
+            backend="causal",
         )
         self.tick = lambda rows: None
         self._chunk: tuple[str, ...] = ()
@@ -392,7 +397,7 @@ class _LM(HFLM):
             if not after or not before:
                 error = "the text to score has no tokens of its own"
             elif len(after) > self.max_length:
-                error = f"the text to score has {len(after)} tokens, the model's context {self.max_length}"
+                error = f"{len(after)} tokens to score, the model's context is {self.max_length}"
             costs.append(
                 _Cost(
                     tokens=0 if error else min(total, self.max_length + 1),
@@ -416,19 +421,27 @@ class _LM(HFLM):
         return logits
 
     def tok_batch_encode(
-        self, strings: Any, padding_side: str = "left", left_truncate_len: Any = None, truncation: bool = False
+        self,
+        strings: Any,
+        padding_side: str = "left",
+        left_truncate_len: Any = None,
+        truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
         self._chunk = tuple(strings)
         self._chunk_lengths = [len(self.tok_encode(text)) for text in strings]
         return ids, mask
 
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Any:
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
+    ) -> Any:
         with torch.no_grad():
             out = super()._model_generate(context, max_length, stop, **kwargs)
         ends = self.model.generation_config.eos_token_id
         eos = {self.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        rows = zip(self._chunk, self._chunk_lengths, out[:, context.shape[1] :].tolist(), strict=True)
+        rows = zip(
+            self._chunk, self._chunk_lengths, out[:, context.shape[1] :].tolist(), strict=True
+        )
         for text, length, written in rows:
             count, ended = self._until_end(written, stop, eos)
             cut = length > context.shape[1]
@@ -681,7 +694,9 @@ def _one_line(error: object) -> str:
 class _Meter:
     """Counts forward rows into one Progress over all tasks."""
 
-    def __init__(self, label: str, prepared: list[Any], limit: int | None, progress: Progress) -> None:
+    def __init__(
+        self, label: str, prepared: list[Any], limit: int | None, progress: Progress
+    ) -> None:
         self.sizes = [sum(map(len, ready.requests[:limit])) for _, ready in prepared]
         self.label, self.progress, self.done, self.base = label, progress, 0, 0
         self.total = sum(self.sizes)

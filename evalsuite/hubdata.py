@@ -75,9 +75,9 @@ def rows(name: str, config_name: str | None, split: str, *, mirror: Path | None)
     can be reached: the message says what to fetch.
     """
     if name == MICROWORLD:
-        from evalsuite.microworld import rows as microworld_rows
+        from evalsuite.microworld import eval_rows
 
-        return microworld_rows(config_name, split)
+        return eval_rows(config_name or "", split)
     entry = None
     if mirror is not None:
         entry = _entry(load_map(mirror), name, config_name)
@@ -95,7 +95,7 @@ def rows(name: str, config_name: str | None, split: str, *, mirror: Path | None)
 def load_map(mirror: Path | None) -> MirrorMap:
     """The map file of a mirror, or the one that ships with Assay when it has none."""
     if mirror is not None and not mirror.is_dir():
-        raise UserError(f"mirror {mirror}: no such folder; pass --mirror a folder laid out as a mirror")
+        raise UserError(f"mirror {mirror}: no such folder; name one that is laid out as a mirror")
     own = mirror / MAP_FILE if mirror is not None else None
     path = own if own is not None and own.is_file() else Path(__file__).parent / MAP_FILE
     stamp = path.stat().st_mtime_ns
@@ -107,8 +107,6 @@ def load_map(mirror: Path | None) -> MirrorMap:
 _maps: dict[Path, tuple[int, MirrorMap]] = {}
 
 
-
-
 def _entry(found: MirrorMap, name: str, config_name: str | None) -> Entry | None:
     for entry in found.sets:
         if name in entry.names and entry.config in (config_name, "*"):
@@ -116,7 +114,9 @@ def _entry(found: MirrorMap, name: str, config_name: str | None) -> Entry | None
     return None
 
 
-def _mirrored(entry: Entry, name: str, config_name: str | None, split: str, mirror: Path) -> list[Row]:
+def _mirrored(
+    entry: Entry, name: str, config_name: str | None, split: str, mirror: Path
+) -> list[Row]:
     place = entry.splits[split].replace("{config}", config_name or "")
     files = sorted(mirror.glob(place))
     if not files:
@@ -184,7 +184,7 @@ def _from_hub(name: str, config_name: str | None, split: str, mirror: Path | Non
             return list(datasets.load_dataset(name, config_name, split=split))
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
-        other = f"the mirror {mirror} does not list it" if mirror is not None else "no mirror is set"
+        other = "no mirror is set" if mirror is None else f"the mirror {mirror} does not list it"
         raise UserError(
             f"{_label(name, config_name, split)} cannot be had: {other}, and the hub loader says "
             f"{type(error).__name__}: {reason}; connect to the network, or fetch it once and pass "

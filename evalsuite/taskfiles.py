@@ -50,7 +50,9 @@ def _refuse(name: str) -> NoReturn:
     if members:
         shown = ", ".join(sorted(members)[:6]) + (", …" if len(members) > 6 else "")
         raise UserError(f"{name!r} is a group of lm-eval, not a task: list its tasks ({shown})")
-    raise UserError(f"task {name!r} is unknown to lm-eval and to evalsuite/tasks" + did_you_mean(name, tasks))
+    raise UserError(
+        f"task {name!r} is unknown to lm-eval and to evalsuite/tasks" + did_you_mean(name, tasks)
+    )
 
 
 @cache
