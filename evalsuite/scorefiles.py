@@ -1,0 +1,105 @@
+"""A scored suite as files: what training writes beside a checkpoint and the board reads.
+
+    write_evaluation(folder, evaluation, checkpoint="ab12")
+      folder/scores.jsonl     one Score per line, with its checkpoint
+      folder/items.parquet    one row per doc: ItemRow's columns, metrics as JSON text,
+                              and checkpoint, suite, suite_fingerprint
+      folder/suite.json       the suite as scored, and its fingerprint
+
+The folder appears by one rename, whole or not at all. Reading needs no lm-eval and no torch.
+A folder that already exists is left as it is: its name says what it holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from evalsuite import config
+from evalsuite.errors import UserError
+from evalsuite.files import canonical_json, publish, read_json, read_jsonl, write_json
+from evalsuite.records import Evaluation, ItemRow, Score, Suite, as_json
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, *, checkpoint: str) -> None:
+    """Publish an evaluation of one checkpoint as `folder`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    suite = evaluation.suite
+    marks = {
+        "checkpoint": checkpoint,
+        "suite": suite.name,
+        "suite_fingerprint": suite.fingerprint,
+    }
+    rows = [
+        as_json(item) | {"metrics": canonical_json(item.metrics)} | marks
+        for item in evaluation.items
+    ]
+    with publish(folder) as work:
+        with (work / "scores.jsonl").open("w", encoding="utf-8") as handle:
+            for score in evaluation.scores:
+                handle.write(canonical_json(as_json(score) | {"checkpoint": checkpoint}) + "\n")
+        table = pyarrow.Table.from_pylist(rows, schema=_schema())
+        pyarrow.parquet.write_table(table, work / "items.parquet", compression="zstd")
+        write_json(work / "suite.json", as_json(suite) | {"fingerprint": suite.fingerprint})
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """The evaluation in a folder that `write_evaluation` published.
+
+    Raises UserError naming the file that is missing, broken, or of another suite.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    place = folder / "suite.json"
+    definition = read_json(place)
+    fingerprint = definition.pop("fingerprint", None) if isinstance(definition, dict) else None
+    suite = config.loads(json.dumps(definition), Suite, place=str(place))
+    if suite.fingerprint != fingerprint:
+        raise UserError(f"{place}: says fingerprint {fingerprint}, but holds {suite.fingerprint}")
+    scores = []
+    for number, row in read_jsonl(folder / "scores.jsonl"):
+        row.pop("checkpoint", None)
+        scores.append(_record(Score, row, f"{folder / 'scores.jsonl'}:{number}"))
+    items_file = folder / "items.parquet"
+    if not items_file.is_file():
+        raise UserError(f"{items_file}: no such file")
+    try:
+        table = pyarrow.parquet.read_table(items_file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{items_file}: not a whole Parquet file ({error})") from None
+    items = []
+    for number, row in enumerate(table.to_pylist()):
+        for mark in ("checkpoint", "suite", "suite_fingerprint"):
+            row.pop(mark, None)
+        row["metrics"] = json.loads(row["metrics"])
+        items.append(_record(ItemRow, row, f"{items_file}, row {number}"))
+    return Evaluation(suite=suite, scores=scores, items=items)
+
+
+def _record(kind: type, row: dict[str, Any], place: str) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    if row.keys() != names:
+        wrong = ", ".join(sorted(row.keys() ^ names))
+        raise UserError(f"{place}: not a {kind.__name__} of this version (columns {wrong})")
+    return kind(**row)
+
+
+def _schema() -> Any:
+    """ItemRow's columns with fixed types, so that a column of None alone keeps its type."""
+    import pyarrow
+
+    types = {
+        "doc_id": pyarrow.int64(),
+        "value": pyarrow.float64(),
+        "weight": pyarrow.float64(),
+        "truncated": pyarrow.bool_(),
+        "tokens": pyarrow.int64(),
+    }
+    names = [field.name for field in dataclasses.fields(ItemRow)]
+    names += ["checkpoint", "suite", "suite_fingerprint"]
+    return pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in names])
