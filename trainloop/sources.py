@@ -82,7 +82,7 @@ def materialise(
 
 
 def _origin(source: Source, base: Path, mirror: Path | None) -> Any:
-    """What the source is made from: hashes of its files, or of the generator's code."""
+    """What the source is made from: hashes of its files, its rows, or the generator's code."""
     if source.microworld:
         from evalsuite import microworld
 
@@ -93,11 +93,11 @@ def _origin(source: Source, base: Path, mirror: Path | None) -> Any:
     from evalsuite import hubdata
 
     assert source.hub is not None
-    found = [hubdata.fingerprint(source.hub, source.config, source.split, mirror=mirror)]
+    found = [hubdata.rows(source.hub, source.config, source.split, mirror=mirror)]
     if source.plant:
         plant = source.plant
-        found.append(hubdata.fingerprint(plant.hub, plant.config, plant.split, mirror=mirror))
-    return found
+        found.append(hubdata.rows(plant.hub, plant.config, plant.split, mirror=mirror))
+    return content_id(found)
 
 
 def _paths(source: Source, base: Path) -> list[Path]:
