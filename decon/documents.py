@@ -172,7 +172,8 @@ def _read_parquet(shard: Shard, moved: Moved) -> Iterator[tuple[Document | Malfo
                 moved(shard.path.stat().st_size * (group + 1) // file.num_row_groups)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{shard.path}: row {number + 1}: not a whole Parquet file ({_line(error)}); make it again"
+            f"{shard.path}: row {number + 1}: not a whole Parquet file ({_line(error)}); "
+            "make it again"
         ) from None
 
 
@@ -238,13 +239,14 @@ def _collect(value: Any, texts: list[str]) -> bool:
 def raw_lines(path: Path, moved: Moved = _stay) -> Iterator[tuple[int, bytes]]:
     """(number from 1, bytes with their line end) of each line of a plain or compressed file."""
     number = 0
+    damages = _damages(path)
     with path.open("rb") as file:
         try:
             for number, raw in enumerate(_decompressed(path, file), 1):
                 yield number, raw
                 if number % 256 == 0:
                     moved(file.tell())
-        except (EOFError, OSError, zlib.error, *_decompression_errors(path)) as error:
+        except damages as error:
             raise UserError(
                 f"{path}:{number + 1}: the file is damaged or cut short ({_line(error)}); "
                 "make it again"
@@ -270,16 +272,19 @@ def _decompressed(path: Path, file: IO[bytes]) -> Iterable[bytes]:
     return file
 
 
-def _decompression_errors(path: Path) -> tuple[type[Exception], ...]:
-    if path.suffix == ".xz":
-        import lzma
+def _damages(path: Path) -> tuple[type[Exception], ...]:
+    """What reading a damaged file of this ending raises."""
+    general = (EOFError, OSError, zlib.error)
+    match path.suffix:
+        case ".xz":
+            import lzma
 
-        return (lzma.LZMAError,)
-    if path.suffix == ".zst":
-        import zstandard
+            return (*general, lzma.LZMAError)
+        case ".zst":
+            import zstandard
 
-        return (zstandard.ZstdError,)
-    return ()
+            return (*general, zstandard.ZstdError)
+    return general
 
 
 class _WholeZstd(io.RawIOBase):
