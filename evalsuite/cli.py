@@ -1,0 +1,199 @@
+"""The commands `assay eval` and `assay data`.
+
+    assay eval list
+    assay eval run micro-dev --model runs/checkpoints/ab12
+    assay data micro world --kind facts --count 1000
+
+Importing this loads neither torch nor lm-eval; a command loads what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evalsuite.errors import UserError
+
+if TYPE_CHECKING:
+    from evalsuite.records import Evaluation, Score
+
+
+@click.group()
+def cli() -> None:
+    """Score models on suites."""
+
+
+@click.group()
+def data() -> None:
+    """Write the micro-world's training data."""
+
+
+@cli.command("list")
+def list_command() -> None:
+    """List the suites that ship with Assay: capabilities, tasks, dev or unseen.
+
+    \b
+    Example:
+        assay eval list
+    """
+    from evalsuite.suites import list_suites
+
+    for suite in list_suites():
+        click.echo(f"{suite.name} ({suite.role}): {suite.description}")
+        for capability, tasks in suite.capabilities.items():
+            click.echo(f"  {capability}: {', '.join(task.task for task in tasks)}")
+
+
+@cli.command()
+@click.argument("suite")
+@click.option("--model", required=True, help="Model folder, or a model's name on the hub.")
+@click.option(
+    "--mirror",
+    envvar="ASSAY_MIRROR",
+    type=click.Path(path_type=Path),
+    help="Folder that replaces the hub's data sets (or set ASSAY_MIRROR).",
+)
+@click.option("--limit", type=int, help="Score only the first docs of each task; never ranked.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for scores and item rows.")
+@click.option("--batch-size", default=64, show_default=True, help="Prompts per forward pass.")
+@click.option("--device", help="cpu, cuda, cuda:1, …; by default a GPU when there is one.")
+def run(
+    suite: str,
+    model: str,
+    mirror: Path | None,
+    limit: int | None,
+    out: Path | None,
+    batch_size: int,
+    device: str | None,
+) -> None:
+    """Score a model on SUITE, a shipped suite's name or a YAML file.
+
+    \b
+    Example:
+        assay eval run real-small --model ../shared/models/stories260K --mirror ../shared
+    """
+    from evalsuite.progress import show_progress
+    from evalsuite.suites import load_suite
+
+    loaded = load_suite(suite)
+    if out is not None and out.exists():
+        raise UserError(f"--out {out}: exists already; name a new folder")
+    from evalsuite.harness import score
+    from evalsuite.scorefiles import write_evaluation
+
+    with show_progress() as progress:
+        evaluation = score(
+            model,
+            loaded,
+            mirror=mirror,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+    if out is not None:
+        write_evaluation(out, evaluation, checkpoint=model)
+    _show(evaluation)
+
+
+def _show(evaluation: Evaluation) -> None:
+    """Print a row per primary score, aggregates after their tasks."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    suite = evaluation.suite
+    table = Table(title=f"{suite.name} ({suite.role}), 95 % intervals")
+    for name in ("capability", "task", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("value", "interval", "scored", "truncated"):
+        table.add_column(name, justify="right", no_wrap=True)
+    primaries = [score for score in evaluation.scores if score.primary]
+    for capability in [*suite.capabilities, "*"]:
+        for score in primaries:
+            if score.capability == capability:
+                table.add_row(*_cells(score))
+        table.add_section()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    errors = [item for item in evaluation.items if item.error is not None]
+    if errors:
+        first = errors[0]
+        click.echo(
+            f"{len(errors):,} docs not scored; the first: {first.task}, doc {first.doc_id}: "
+            f"{first.error}"
+        )
+    if any(score.partial for score in primaries):
+        click.echo("partial: --limit left out docs; such scores are never ranked")
+
+
+def _cells(score: Score) -> list[str]:
+    whole = score.task == "*"
+    capability = "suite" if score.capability == "*" else score.capability
+    metric = f"{score.metric}, {score.filter}" if score.filter != "none" else score.metric
+    if whole:
+        metric = "mean above chance" if score.unit == "share" else "mean bits per byte"
+    value = "not scored" if score.value is None else f"{score.value:.4f}"
+    span = "-" if score.low is None else f"{score.low:.4f} … {score.high:.4f}"
+    return [
+        capability,
+        "all" if whole else score.task,
+        metric,
+        value,
+        span,
+        f"{score.scored}/{score.attempted}",
+        str(score.truncated),
+    ]
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--kind", "kinds", multiple=True, help="Kind of document; repeatable. Default: all.")
+@click.option("--count", default=1000, show_default=True, help="Documents of each kind.")
+@click.option("--seed", default=0, show_default=True, help="Other seeds give other documents.")
+@click.option("--leak-rate", default=0.0, show_default=True, help="Share of documents with a leak.")
+@click.option("--leak-form", "leak_forms", multiple=True, help="Form of leak. Default: all.")
+@click.option("--leak-suite", default="micro-dev", show_default=True, help="Whose items leak.")
+def micro(
+    out: Path,
+    kinds: tuple[str, ...],
+    count: int,
+    seed: int,
+    leak_rate: float,
+    leak_forms: tuple[str, ...],
+    leak_suite: str,
+) -> None:
+    """Write the micro-world's documents as OUT/KIND.jsonl, planted leaks as OUT/planted.jsonl.
+
+    \b
+    Example:
+        assay data micro world --kind facts --kind math_steps --count 5000 --leak-rate 0.01
+    """
+    from evalsuite.files import canonical_json, publish
+    from evalsuite.microworld import FORMS, KINDS, Leaks, documents, planted
+
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a new folder")
+    chosen = list(dict.fromkeys(kinds)) or list(KINDS)
+    if leak_forms and leak_rate == 0:
+        raise UserError("--leak-form is given, but --leak-rate is 0: nothing would leak")
+    leaks = None
+    if leak_rate != 0:
+        leaks = Leaks(rate=leak_rate, forms=leak_forms or tuple(FORMS), suite=leak_suite)
+    made = {kind: documents(kind, count=count, seed=seed, leaks=leaks) for kind in chosen}
+    plants = []
+    with publish(out) as work:
+        for kind, rows in made.items():
+            with (work / f"{kind}.jsonl").open("w", encoding="utf-8") as handle:
+                handle.writelines(canonical_json(row) + "\n" for row in rows)
+            if leaks is not None:
+                plants.extend(planted(kind, count=count, seed=seed, leaks=leaks))
+        with (work / "planted.jsonl").open("w", encoding="utf-8") as handle:
+            handle.writelines(canonical_json(row) + "\n" for row in plants)
+    click.echo(
+        f"{out}: {count * len(chosen):,} documents of {len(chosen)} kinds, "
+        f"{len(plants):,} with a planted leak (planted.jsonl)"
+    )
