@@ -108,7 +108,7 @@ class _Tables:
 @functools.cache
 def _tables() -> _Tables:
     """How each single character folds; made once per process from Python's own Unicode data."""
-    everything = "".join(map(chr, range(_CODES)))
+    everything = np.arange(_CODES, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     wordly = np.zeros(_CODES, np.bool_)
     for run in re.finditer(r"\w+", everything):
         wordly[run.start() : run.end()] = True
