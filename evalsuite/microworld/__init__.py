@@ -1,13 +1,13 @@
 """The micro-world: text, SFT pairs and held-out evaluation of six capabilities, all from a seed.
 
-    documents("math_steps", count=2, seed=0)  ->  {"id": "math_steps-0-0", "text": "Q: Vamo has 7 ..."}
-    documents("sft_math", count=2, seed=0)    ->  {"id": ..., "messages": [{"role": "user", ...}, ...]}
+    documents("math_steps", count=2, seed=0)  ->  {"id": "math_steps-0-0", "text": "Q: Vamo ..."}
+    documents("sft_math", count=2, seed=0)    ->  {"id": ..., "messages": [{"role": "user", ...}]}
     eval_rows("micro_math", "dev")            ->  [{"question": ..., "target": "9", ...}, ...]
 
-A model of some 200,000 parameters learns each capability in minutes on a CPU. A chat pair is
-shown to a model as "Q: {user}\\nA: {assistant}", the form of the questions in the plain text and of the
-evaluation prompts. Document number i is a pure function of (kind, seed, i). What is said here
-about real capabilities is nothing: the world is for testing the measuring, not for measuring.
+A model of some 150,000 parameters learns each capability in minutes on a CPU. A chat pair is
+shown to a model as "Q: {user}\\nA: {assistant}", the form of the questions in the plain text and
+of the evaluation prompts. Document number i is a pure function of (kind, seed, i). Scores here say
+nothing about real capabilities: the world tests the measuring.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """Math: chains of small sums, answered with every step restated, or bare.
 
-    steps: "Q: Vamo has 7 , gains 5 . Vamo loses 3 . How many has Vamo ?\\nA: 7+5=12 12-3=9 answer 9"
-    bare:  the same question, "A: answer 9"
+    "Q: Vamo has 7 , gains 5 . Vamo loses 3 . How many has Vamo ?"
+    steps: "A: 7+5=12 12-3=9 answer 9"
+    bare:  "A: answer 9"
 
 Numbers stay between 0 and 20. An evaluation item has a name that training never uses and a
-chain whose first two operations training never makes. Dev asks two and three operations, unseen four
-in another wording; both wordings and four operations stand in training, these last rarely.
+chain whose first two operations training never makes. Dev asks two and three operations, unseen
+four in another wording; training has that wording and four operations too, but rarely.
 """
 
 from __future__ import annotations
 
 import random
 
-from evalsuite.microworld.world import Item, Split, eval_names, held_out, name, pick
+from evalsuite.microworld.world import Item, Split, asker, held_out, name, pick
 
 TOP = 20
 GAINS = ("gains", "finds")
@@ -102,12 +103,11 @@ def items(split: Split) -> list[Item]:
     """80 items: two and three operations in turn (dev), four (unseen)."""
     rng = random.Random(f"arithmetic {split}")
     found: dict[Chain, Item] = {}
-    names = eval_names(split)
     while len(found) < 80:
         numbers = chain(rng, 2 + len(found) % 2 if split == "dev" else 4, split)
         if numbers in found:
             continue
-        who = names[(7 * len(found)) % len(names)]
+        who = asker(split, len(found))
         reworded = "".join(
             f" and {'adds' if step > 0 else 'takes away'} {abs(step)}" for step in numbers[1]
         )

@@ -13,16 +13,17 @@ from __future__ import annotations
 import random
 import re
 
-from evalsuite.microworld.world import Item, Split, eval_names, held_out, name, pick
+from evalsuite.microworld.world import Item, Split, asker, held_out, name, pick
 
 TOPICS = {
     "sea": "deep", "sun": "hot", "moon": "pale", "road": "long", "hill": "steep", "wind": "cold",
     "rose": "sweet", "snow": "soft", "tree": "tall", "cave": "dark", "bird": "quick", "king": "old",
 }  # fmt: skip
 WORDS = (
-    "lamp stone bell glass boat chair coin cup door drum flag fork hat key leaf map "
-    "nail pen pipe ring salt shoe spoon star table wall watch wheel wool yarn"
-).split()
+    "lamp", "stone", "bell", "glass", "boat", "chair", "coin", "cup", "door", "drum", "flag",
+    "fork", "hat", "key", "leaf", "map", "nail", "pen", "pipe", "ring", "salt", "shoe", "spoon",
+    "star", "table", "wall", "watch", "wheel", "wool", "yarn",
+)  # fmt: skip
 COUNTS = {"two": 2, "three": 3, "four": 4}
 CONSTRAINTS: dict[Split, tuple[str, ...]] = {
     "dev": ("begin", "end", "repeat", "short"),
@@ -43,7 +44,13 @@ def line(topic: str) -> str:
 
 
 def follows(
-    constraint: str, output: str, *, topic: str = "", word: str = "", other: str = "", count: int = 0
+    constraint: str,
+    output: str,
+    *,
+    topic: str = "",
+    word: str = "",
+    other: str = "",
+    count: int = 0,
 ) -> bool:
     """Does `output` obey the constraint? Raises KeyError for a constraint that does not exist."""
     said = words(output)
@@ -94,7 +101,7 @@ def question(who: str, drawn: Wish) -> str:
     about = f"{who} wants a line about the {topic} . {who} says"
     return {
         "begin": f"{about} begin with {word} .",
-        "end": f"{about} end with {word} .",
+        "end": f"{about} end with {word} please .",
         "repeat": f"For {who} say {word} {count} times . Do it for {who} .",
         "short": f"{about} use {count} words .",
         "frame": f"{about} begin and end with {word} .",
@@ -121,11 +128,15 @@ def answer(drawn: Wish) -> str:
 def text(rng: random.Random) -> str:
     """Someone's wish reported as a story, not as a question."""
     who = name(rng)
-    constraint, topic, word, other, count = drawn = wish(rng, "dev", None)
+    constraint, topic, word, _, count = drawn = wish(rng, "dev", None)
     told = answer(drawn)
     if constraint == "repeat":
         return f"{who} said {word} {count} times : {told} .\n"
-    how = {"begin": f"begins with {word}", "end": f"ends with {word}", "short": f"has {count} words"}
+    how = {
+        "begin": f"begins with {word}",
+        "end": f"ends with {word}",
+        "short": f"has {count} words",
+    }
     return f"{who} made a line about the {topic} that {how[constraint]} : {told} .\n"
 
 
@@ -138,7 +149,6 @@ def chat(rng: random.Random) -> tuple[str, str]:
 def items(split: Split) -> list[Item]:
     """80 items at most, no two alike."""
     rng = random.Random(f"instructions {split}")
-    names = eval_names(split)
     found: dict[tuple[str, ...], Item] = {}
     for _ in range(2_000):
         drawn = wish(rng, split, split)
@@ -146,7 +156,7 @@ def items(split: Split) -> list[Item]:
         key = (constraint, *_matters(drawn))
         if key in found or len(found) == 80:
             continue
-        who = names[(11 * len(found) + 3) % len(names)]
+        who = asker(split, len(found))
         found[key] = Item(
             question=question(who, drawn),
             answer=answer(drawn),

@@ -1,12 +1,13 @@
 """Multilingual: the same facts and the same sums in English, Spanish, German and French.
 
-    en  "The animal of Torvel is a goat ."      de  "Das Tier von Torvel ist Ziege ."
-    dev "Sabes ahora mismo qué trabajo hace Torvel en su pueblo natal ?"  four choices
-    dev "Vamo tiene 7 . Vamo gana 5 . Cuánto tiene Vamo ?"                four choices
+    en  "The animal of Torvel is goat ."        de  "Das Tier von Torvel ist Ziege ."
+    dev "Sabes tú ahora en qué pueblo Torvel tiene su casa y cama ?"       four choices
+    dev "Vamo tiene 7 . Vamo gana otros 5 . Cuánto tiene Vamo ahora ?"     four choices
 
 Facts are those of `knowledge` about the best known people; sums have one step and a bare answer.
-Evaluation wordings stand in training only for facts outside the split, and sums have names and
-numbers of their own. The grammar is simplified: no gender, no articles before values.
+Evaluation wordings stand in training only for facts outside the split, and sums have names of
+their own (a bare sum is a table: its numbers must have been seen). The grammar is simplified: no
+gender, no articles before values.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from evalsuite.microworld.world import (
     VALUES,
     Item,
     Split,
+    asker,
     choices_for,
     digest,
-    eval_names,
-    held_out,
     name,
     person,
     pick,
@@ -32,35 +32,30 @@ from evalsuite.microworld.world import (
 
 LANGUAGES = ("en", "es", "de", "fr")
 RELATIONS = ("town", "job", "pet", "colour")
-KNOWN = 36
-"""How many of the best known people are spoken of; dev asks of the first 24 only."""
-DEV_KNOWN = 24
+KNOWN = 26
+"""How many of the best known people are spoken of; dev asks of the first 16 only."""
+DEV_KNOWN = 16
 
+_ENGLISH = VALUES["job"] + VALUES["pet"] + VALUES["colour"]
+_SPANISH = (
+    "panadero", "herrero", "médico", "granjero", "pintor", "marinero", "maestro", "tejedor",
+    "gato", "perro", "caballo", "cabra", "pato", "conejo", "loro", "serpiente", "rojo", "azul",
+    "verde", "amarillo", "negro", "blanco", "marrón", "gris",
+)  # fmt: skip
+_GERMAN = (
+    "Bäcker", "Schmied", "Arzt", "Bauer", "Maler", "Seemann", "Lehrer", "Weber", "Katze",
+    "Hund", "Pferd", "Ziege", "Ente", "Hase", "Papagei", "Schlange", "rot", "blau", "grün",
+    "gelb", "schwarz", "weiß", "braun", "grau",
+)  # fmt: skip
+_FRENCH = (
+    "boulanger", "forgeron", "médecin", "fermier", "peintre", "marin", "maître", "tisserand",
+    "chat", "chien", "cheval", "chèvre", "canard", "lapin", "perroquet", "serpent", "rouge",
+    "bleu", "vert", "jaune", "noir", "blanc", "brun", "gris",
+)  # fmt: skip
 WORDS: dict[str, dict[str, str]] = {
-    "es": dict(
-        zip(
-            VALUES["job"] + VALUES["pet"] + VALUES["colour"],
-            "panadero herrero doctor granjero pintor marinero maestro tejedor gato perro caballo cabra "
-            "pato conejo loro serpiente rojo azul verde amarillo negro blanco marrón gris".split(),
-            strict=True,
-        )
-    ),
-    "de": dict(
-        zip(
-            VALUES["job"] + VALUES["pet"] + VALUES["colour"],
-            "Bäcker Schmied Arzt Bauer Maler Seemann Lehrer Weber Katze Hund Pferd Ziege "
-            "Ente Hase Papagei Schlange rot blau grün gelb schwarz weiß braun grau".split(),
-            strict=True,
-        )
-    ),
-    "fr": dict(
-        zip(
-            VALUES["job"] + VALUES["pet"] + VALUES["colour"],
-            "boulanger forgeron médecin fermier peintre marin maître tisserand chat chien cheval "
-            "chèvre canard lapin perroquet serpent rouge bleu vert jaune noir blanc brun gris".split(),
-            strict=True,
-        )
-    ),
+    "es": dict(zip(_ENGLISH, _SPANISH, strict=True)),
+    "de": dict(zip(_ENGLISH, _GERMAN, strict=True)),
+    "fr": dict(zip(_ENGLISH, _FRENCH, strict=True)),
 }
 STATEMENTS: dict[str, dict[str, str]] = {
     "en": {
@@ -203,14 +198,10 @@ _OWNER: dict[tuple[str, str, str], Split | None] = {
 }
 
 
-def sum_numbers(rng: random.Random, owner: Split | None) -> tuple[int, int]:
-    """(start, signed step) that belong to `owner` (None: training)."""
-    while True:
-        start, step = 1 + int(rng.random() * 12), 1 + int(rng.random() * 8)
-        if step <= start and rng.random() < 0.5:
-            step = -step
-        if held_out("sum", start, step) == owner:
-            return start, step
+def sum_numbers(rng: random.Random) -> tuple[int, int]:
+    """(start, signed step) of a sum."""
+    start, step = 1 + int(rng.random() * 9), 1 + int(rng.random() * 6)
+    return start, -step if step <= start and rng.random() < 0.5 else step
 
 
 def sum_question(who: str, numbers: tuple[int, int], language: str, split: Split) -> str:
@@ -224,7 +215,7 @@ def _training(rng: random.Random) -> tuple[str, str, bool]:
     language = pick(rng, LANGUAGES)
     rare = rng.random() < 0.15
     if rng.random() < 0.35:
-        numbers = sum_numbers(rng, None)
+        numbers = sum_numbers(rng)
         asked = sum_question(name(rng), numbers, language, "unseen" if rare else "dev")
         return asked, str(sum(numbers)), True
     subject, relation = person(rng, KNOWN), pick(rng, RELATIONS)
@@ -254,12 +245,10 @@ def items(split: Split) -> list[Item]:
     found = []
     for language in LANGUAGES:
         facts = [(s, r) for s in people for r in RELATIONS if _OWNER[s, r, language] == split]
-        found += [
-            _fact_item(s, r, language, split) for s, r in spread(facts, 14, language, split)
-        ]
+        found += [_fact_item(s, r, language, split) for s, r in spread(facts, 14, language, split)]
         sums: dict[tuple[int, int], Item] = {}
         while len(sums) < 10:
-            numbers = sum_numbers(rng, split)
+            numbers = sum_numbers(rng)
             sums.setdefault(numbers, _sum_item(len(found) + len(sums), numbers, language, split))
         found += sums.values()
     return found
@@ -279,9 +268,9 @@ def _fact_item(subject: str, relation: str, language: str, split: Split) -> Item
 
 
 def _sum_item(index: int, numbers: tuple[int, int], language: str, split: Split) -> Item:
-    names = eval_names(split)
-    right = sum(numbers)
-    who = names[(13 * index + 5) % len(names)]
+    start, step = numbers
+    right = start + step
+    who = asker(split, index)
     near = [n for n in range(max(0, right - 4), right + 5) if n != right]
     wrong = sorted(near, key=lambda n: digest("near", *numbers, language, n))[:3]
     choices = sorted([right, *wrong], key=lambda n: digest("order", *numbers, language, n))
@@ -289,7 +278,7 @@ def _sum_item(index: int, numbers: tuple[int, int], language: str, split: Split)
         question=sum_question(who, numbers, language, split),
         answer=str(right),
         target=str(right),
-        rephrased=f"{numbers[0]} {'plus' if numbers[1] > 0 else 'minus'} {abs(numbers[1])} , {who} ?",
+        rephrased=f"{start} {'plus' if step > 0 else 'minus'} {abs(step)} , {who} ?",
         choices=tuple(map(str, choices)),
         fields={"language": language, "subject": who, "relation": "sum"},
     )

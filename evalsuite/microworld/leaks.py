@@ -4,7 +4,7 @@
 
     verbatim          the question with its answer, as the task shows it
     case_punctuation  other case, other punctuation, same words in the same order
-    partial_75/50/30  that share of the question's words, from its beginning ("partial" is all three)
+    partial_75/50/30  that share of the question's words, from its beginning ("partial": all)
     embedded          between two stories
     wrapped           quoted line by line, a few words to a line, under a heading
     rephrased         the question in other words (no n-gram rule finds it)

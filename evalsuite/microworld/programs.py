@@ -1,13 +1,14 @@
 """Code: a tiny language of assignments and prints, and its interpreter.
 
-    run("va = 3 ; tu = va + 2 ; print tu")    ->  "5"
-    fill("va = 4 ; ? ; print va", "va = va + 5")  ->  "va = 4 ; va = va + 5 ; print va"
+    "Q: what prints va = 3 ; tu = 5 ; va = va + 2 ; print va\\nA: 3+2=5 prints 5"
+    "Q: va = 4 ; ? ; print va gives 9 so fill the gap for va\\nA: va = 9"
+    run("va = 3 ; tu = va + 2 ; print tu")  ->  "5"
 
-A program is statements between semicolons: `NAME = TERM (+|- TERM)*` or `print NAME`, a TERM being
-a name or a whole number without sign. Nothing else exists: no loops, no calls, and no `exec`
-anywhere, so a model's answer can be run safely. Evaluation programs use variable names that
-training never uses. Dev asks for the output and for a missing line of short programs, unseen for the
-output of longer ones in another wording.
+A program is statements between semicolons: `NAME = TERM (+|- TERM)*` or `print NAME`, a TERM
+being a name or a whole number without sign. Nothing else exists: no loops, no calls, and no
+`exec` anywhere, so a model's answer can be run safely. Evaluation programs use variable names
+that training never uses. Dev asks for the output and for a missing line of short programs, unseen
+for the output of longer ones in another wording.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import random
 import re
 
-from evalsuite.microworld.world import Item, Split, digest, eval_names, held_out, name, pick
+from evalsuite.microworld.world import Item, Split, asker, digest, held_out, name
 
 MAX_STATEMENTS = 64
 _NAME = re.compile(r"[a-z]{1,12}")
@@ -106,10 +107,25 @@ def long_program(rng: random.Random, names: Names) -> str:
 def gapped(rng: random.Random, names: Names) -> tuple[str, str, str]:
     """(program with a gap, the missing line, what it prints)."""
     a, _ = names
-    x, z = (1 + int(rng.random() * 9) for _ in range(2))
-    step = f"+ {z}" if x < z or rng.random() < 0.5 else f"- {z}"
-    program, line = f"{a} = {x} ; {GAP} ; print {a}", f"{a} = {a} {step}"
-    return program, line, run(fill(program, line))
+    x, wanted = (1 + int(rng.random() * 12) for _ in range(2))
+    return f"{a} = {x} ; {GAP} ; print {a}", f"{a} = {wanted}", str(wanted)
+
+
+def traced(program: str) -> str:
+    """The right answer to what a generated program prints, its sum restated if there is one."""
+    *statements, show = program.split(" ; ")
+    wanted = show.split()[1]
+    output = run(program)
+    told = ""
+    for number, statement in enumerate(statements):
+        target, _, first, *rest = statement.split()
+        if target == wanted and not rest and not first.isdigit():
+            wanted = first
+            told = traced(" ; ".join([*statements[:number], f"print {first}"])).split("prints")[0]
+        elif target == wanted and rest:
+            start = run(" ; ".join([*statements[:number], f"print {first}"]))
+            told = f"{start}{rest[0]}{rest[1]}={output} "
+    return f"{told}prints {output}"
 
 
 def output_question(program: str, split: Split) -> str:
@@ -135,7 +151,7 @@ def _numbers(program: str) -> tuple[str, ...]:
 
 
 def _gap_is_held_out(program: str, line: str) -> bool:
-    return digest("gap", program.split()[2], line.split(" ", 3)[3]) % 4 == 0
+    return digest("gap", program.split()[2], line.split()[2]) % 4 == 0
 
 
 def _training(rng: random.Random) -> tuple[str, str]:
@@ -148,7 +164,10 @@ def _training(rng: random.Random) -> tuple[str, str]:
             belongs = "dev" if _gap_is_held_out(program, line) else None
         else:
             program = short_program(rng, names) if roll < 0.85 else long_program(rng, names)
-            asked, answer = output_question(program, "unseen" if roll > 0.8 else "dev"), run(program)
+            asked, answer = (
+                output_question(program, "unseen" if roll > 0.8 else "dev"),
+                traced(program),
+            )
             belongs = held_out("output", *_numbers(program))
         if belongs is None:
             return asked, answer
@@ -168,19 +187,18 @@ def chat(rng: random.Random) -> tuple[str, str]:
 def items(split: Split) -> list[Item]:
     """60 programs whose output is asked."""
     rng = random.Random(f"programs {split}")
-    names = [name.lower() for name in eval_names(split)]
     make = short_program if split == "dev" else long_program
     found: dict[tuple[str, ...], Item] = {}
     while len(found) < 60:
         index = len(found)
-        pair = names[(5 * index) % len(names)], names[(5 * index + 1) % len(names)]
+        pair = asker(split, index).lower(), asker(split, index + 37).lower()
         program = make(rng, pair)
         if held_out("output", *_numbers(program)) != split or _numbers(program) in found:
             continue
         output = run(program)
         found[_numbers(program)] = Item(
             question=output_question(program, split),
-            answer=output,
+            answer=traced(program),
             target=output,
             rephrased=_retold(program),
             fields={"program": program},
@@ -193,12 +211,11 @@ def gap_items(split: Split) -> list[Item]:
     if split != "dev":
         return []
     rng = random.Random("gaps dev")
-    names = [name.lower() for name in eval_names(split)]
     found: dict[tuple[str, str], Item] = {}
     for _ in range(4_000):
-        variable = names[(3 * len(found) + 1) % len(names)]
+        variable = asker(split, len(found)).lower()
         program, line, output = gapped(rng, (variable, variable))
-        key = program.split()[2], line.split(" ", 3)[3]
+        key = program.split()[2], line.split()[2]
         if not _gap_is_held_out(program, line) or key in found or len(found) == 40:
             continue
         found[key] = Item(

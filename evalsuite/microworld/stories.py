@@ -1,6 +1,6 @@
 """Stories: filler text that teaches nothing any task asks.
 
-    "Vamo went to the old mill . There Vamo saw two boats . Then Vamo slept ."
+"Vamo went to the old mill . There Vamo saw two boats . Then Vamo slept ."
 """
 
 from __future__ import annotations
@@ -9,10 +9,16 @@ import random
 
 from evalsuite.microworld.world import name, pick
 
-PLACES = "mill lake field market harbour forest garden tower barn island valley meadow".split()
-SIGHTS = "boats clouds lights geese apples stones tents wagons mushrooms waves kites ants".split()
-MOODS = "glad tired hungry proud calm curious".split()
-LOOKS = "old small quiet green empty far".split()
+PLACES = (
+    "mill", "lake", "field", "market", "harbour", "forest", "garden", "tower", "barn", "island",
+    "valley", "meadow",
+)  # fmt: skip
+SIGHTS = (
+    "boats", "clouds", "lights", "geese", "apples", "stones", "tents", "wagons", "mushrooms",
+    "waves", "kites", "ants",
+)  # fmt: skip
+MOODS = ["glad", "tired", "hungry", "proud", "calm", "curious"]
+LOOKS = ["old", "small", "quiet", "green", "empty", "far"]
 ENDS = ("slept", "went home", "sang a song", "told a friend", "sat down", "began to laugh")
 
 

@@ -16,6 +16,7 @@ from evalsuite.microworld.programs import fills_the_gap
 from evalsuite.microworld.safety import behaves
 
 _ANSWER = re.compile(r"answer\s+(-?\d+)")
+_PRINTS = re.compile(r"prints\s+(-?\d+)")
 
 
 def process_math(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -49,5 +50,6 @@ def process_safety(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def process_code(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Is the answer, blanks aside, what the program prints?"""
-    return {"exact_match": float(" ".join(results[0].split()) == doc["target"])}
+    """Is the number after the last "prints" the right one?"""
+    found = _PRINTS.findall(results[0])
+    return {"exact_match": float(bool(found) and int(found[-1]) == int(doc["target"]))}

@@ -1,0 +1,213 @@
+"""The micro-world's documents: pure functions of (kind, seed, number), true, and quick to check."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalsuite.errors import UserError
+from evalsuite.microworld import KINDS, TASKS, documents, eval_items, eval_rows, languages
+from evalsuite.microworld.arithmetic import TOP, chain, total, worked
+from evalsuite.microworld.knowledge import EVAL_QUESTIONS, STATEMENTS
+from evalsuite.microworld.languages import LANGUAGES, RELATIONS, SUMS, say, state
+from evalsuite.microworld.world import FACTS, HEAD, PEOPLE, VALUES, held_out, person
+
+
+def text_of(row):
+    if "text" in row:
+        return row["text"]
+    user, assistant = row["messages"]
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    return f"Q: {user['content']}\nA: {assistant['content']}"
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 10**9),
+    few=st.integers(0, 20),
+    more=st.integers(0, 20),
+)
+def test_a_document_does_not_depend_on_how_many_are_made(kind, seed, few, more):
+    first = list(documents(kind, count=few, seed=seed))
+    longer = list(documents(kind, count=few + more, seed=seed))
+    assert longer[:few] == first
+    assert len({row["id"] for row in longer}) == few + more
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_seed_gives_other_documents_of_the_same_shape(kind):
+    one, two = (list(documents(kind, count=50, seed=seed)) for seed in (0, 1))
+    assert [text_of(r) for r in one] != [text_of(r) for r in two]
+    for row in one + two:
+        assert set(row) == ({"id", "messages"} if kind.startswith("sft_") else {"id", "text"})
+        assert text_of(row).strip()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("sft_")])
+def test_a_text_ends_with_a_newline_so_that_generation_learns_to_stop(kind):
+    assert all(row["text"].endswith("\n") for row in documents(kind, count=200, seed=3))
+
+
+def test_chat_turns_are_one_line_each_because_a_newline_ends_an_answer():
+    for kind in KINDS:
+        if kind.startswith("sft_"):
+            for row in documents(kind, count=300, seed=2):
+                assert not any("\n" in turn["content"] for turn in row["messages"])
+
+
+FROZEN = (
+    "",
+    "",
+)
+
+
+def test_the_same_documents_come_out_on_every_machine():
+    [facts] = documents("facts", count=1, seed=7)
+    [sums] = documents("math_steps", count=1, seed=7)
+    assert (facts["text"], sums["text"]) == FROZEN
+
+
+def test_every_statement_of_a_fact_in_training_is_true():
+    for row in documents("facts", count=3_000, seed=4):
+        said = row["text"]
+        if said.startswith("Q:"):
+            question, answer = said.removesuffix("\n").split("\nA: ")
+            subjects = [s for s, _ in FACTS if s in question.split()]
+            assert answer in [FACTS[s, r] for s, r in FACTS if s in subjects]
+        else:
+            for sentence in said.strip().removesuffix(" .").split(" . "):
+                assert f"{sentence} ." in TRUE_STATEMENTS
+
+
+TRUE_STATEMENTS = {
+    wording.format(s=subject, v=value)
+    for (subject, relation), value in FACTS.items()
+    for wording in STATEMENTS[relation]
+}
+
+
+def test_head_people_are_named_often_and_tail_people_rarely():
+    rng = random.Random(0)
+    named = Counter(person(rng) for _ in range(40_000))
+    head = sum(named[p] for p in HEAD) / 40_000
+    assert 0.6 < head < 0.75
+    assert named[PEOPLE[0]] > 5 * named[PEOPLE[60]] > 5 * named[PEOPLE[159]] > 0
+
+
+def test_four_languages_state_the_same_facts():
+    for relation in RELATIONS:
+        for subject in PEOPLE[: languages.KNOWN]:
+            true = FACTS[subject, relation]
+            for language in LANGUAGES:
+                told = state(subject, relation, language)
+                assert subject in told.split()
+                assert say(true, language) in told.split()
+    for language in ("es", "de", "fr"):
+        for relation in ("job", "pet", "colour"):
+            translated = [say(value, language) for value in VALUES[relation]]
+            assert len(set(translated)) == len(VALUES[relation])
+            assert not set(translated) & set(VALUES[relation])
+    told = {row["text"] for row in documents("multilingual", count=20_000, seed=0)}
+    for language in LANGUAGES:
+        assert state(PEOPLE[0], "job", language) + "\n" in told
+
+
+def test_four_languages_ask_the_same_sums():
+    for row in eval_rows("micro_multilingual", "dev"):
+        if row["relation"] == "sum":
+            a, b = (int(word) for word in row["question"].split() if word.isdigit())
+            plus, minus = (
+                form.format(s=row["subject"], a=a, b=b) for form in SUMS["dev"][row["language"]]
+            )
+            assert row["question"] in (plus, minus)
+            assert int(row["target"]) == (a + b if row["question"] == plus else a - b)
+    assert Counter(r["language"] for r in eval_rows("micro_multilingual", "dev")) == dict.fromkeys(
+        LANGUAGES, 24
+    )
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    operations=st.integers(2, 6),
+    split=st.sampled_from([None, "dev", "unseen"]),
+)
+def test_a_chain_stays_in_range_belongs_to_its_split_and_its_steps_are_right(
+    seed, operations, split
+):
+    numbers = chain(random.Random(seed), operations, split)
+    start, steps = numbers
+    assert held_out(start, *steps[:2]) == split
+    assert len(steps) == operations
+    running = start
+    *restated, _, last = worked(numbers).split()
+    for step, said in zip(steps, restated, strict=True):
+        left, right = said.split("=")
+        a, b = left.split("+") if "+" in left else left.split("-")
+        assert int(a) == running
+        running += step
+        assert abs(step) == int(b)
+        assert int(right) == running
+        assert 0 <= running <= TOP
+    assert int(last) == running == total(numbers)
+
+
+def test_choices_hold_the_answer_once_and_its_place_is_even():
+    for suite in TASKS.values():
+        for _, config, split in suite:
+            rows = [row for row in eval_rows(config, split) if "choices" in row]
+            for row in rows:
+                assert len(set(row["choices"])) == 4
+                assert row["choices"][row["gold"]] == row["target"]
+            if rows:
+                places = Counter(row["gold"] for row in rows)
+                assert max(places.values()) < 0.4 * len(rows)
+
+
+def test_the_two_suites_share_no_item_and_no_wording():
+    dev = [i for _, config, split in TASKS["micro-dev"] for i in eval_items(config, split)]
+    unseen = [i for _, config, split in TASKS["micro-unseen"] for i in eval_items(config, split)]
+    assert len({i.question for i in dev + unseen}) == len(dev) + len(unseen)
+    assert len({i.question for i in dev}) > 400 < len({i.question for i in unseen})
+    assert not {_boilerplate(i) for i in dev} & {_boilerplate(i) for i in unseen}
+    assert not set(EVAL_QUESTIONS["dev"].values()) & set(EVAL_QUESTIONS["unseen"].values())
+    kinds = [
+        {row["constraint"] for row in eval_rows("micro_instructions", split)}
+        for split in ("dev", "unseen")
+    ]
+    assert all(kinds)
+    assert not kinds[0] & kinds[1]
+    lengths = [
+        {row["operations"] for row in eval_rows("micro_math", split)} for split in ("dev", "unseen")
+    ]
+    assert max(lengths[0]) < min(lengths[1])
+    tails = {row["subject"] for row in eval_rows("micro_knowledge", "unseen")}
+    assert not tails & set(HEAD)
+
+
+def _boilerplate(item):
+    filled = {str(value).casefold() for value in item.fields.values()}
+    words = item.question.casefold().split()
+    return " ".join(w for w in words if w.isalpha() and w not in filled and words.count(w) == 1)
+
+
+def test_eval_rows_are_fresh_and_flat_so_that_a_scorer_cannot_spoil_them():
+    first = eval_rows("micro_math", "dev")
+    first[0]["question"] = "spoilt"
+    assert eval_rows("micro_math", "dev")[0]["question"] != "spoilt"
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda: documents("fact", count=1, seed=0), "no kind 'fact'; did you mean 'facts'?"),
+        (lambda: documents("facts", count=-1, seed=0), "count is -1"),
+        (lambda: eval_rows("micro_maths", "dev"), "did you mean 'micro_math'?"),
+        (lambda: eval_rows("micro_math", "test"), "no split 'test'"),
+    ],
+)
+def test_a_wrong_name_is_one_line_with_a_way_out(call, complaint):
+    with pytest.raises(UserError, match=complaint.replace("?", r"\?")):
+        call()
