@@ -55,9 +55,13 @@ def _refuse(name: str) -> NoReturn:
     )
 
 
-@cache
 def _names(path: Path) -> dict[str, set[str]]:
     """The task, group and tag names a YAML file declares, and a group's members."""
+    return _declared(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _declared(path: Path, changed: int) -> dict[str, set[str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -99,8 +103,17 @@ def _likely_first(folder: Path, name: str) -> list[Path]:
     return sorted(_yaml_files(folder), key=rank)
 
 
-@cache
 def _yaml_files(folder: Path) -> list[Path]:
+    return _walk(folder) if folder == OWN else _walk_once(folder)
+
+
+@cache
+def _walk_once(folder: Path) -> list[Path]:
+    """An installed package does not change while we run."""
+    return _walk(folder)
+
+
+def _walk(folder: Path) -> list[Path]:
     return sorted(
         Path(root, file)
         for root, _, files in os.walk(folder)
