@@ -56,7 +56,8 @@ def clean(
         for name in found:
             _write_removed(folder / "removed" / f"{name}.jsonl", name, results)
         write_report(folder, dataclasses.replace(whole, certificate=certificate))
-    return certificate
+    # Another process may have published under this name first.
+    return existing(out, certificate.id)
 
 
 def existing(out: Path, wanted: str) -> Certificate:

@@ -94,7 +94,7 @@ def scan_command(
     if out is not None:
         with publish(out) as folder:
             write_report(folder, found)
-    _show(found.certificate, out)
+    _show(found.certificate, out, removed="to remove")
 
 
 @cli.command("clean")
@@ -132,7 +132,7 @@ def clean_command(
         certificate = clean(
             sources, index, out, fields=fields, malformed=malformed, progress=progress
         )
-    _show(certificate, out)
+    _show(certificate, out, removed="removed")
 
 
 @cli.command("policies")
@@ -178,13 +178,13 @@ def _index(names: str, policy_name: str, mirror: Path | None) -> ReferenceIndex:
     )
 
 
-def _show(certificate: Certificate, out: Path | None) -> None:
-    """One line per source, task and verdict."""
+def _show(certificate: Certificate, out: Path | None, *, removed: str) -> None:
+    """One line per source, task and verdict; `removed` says whether documents are or would be."""
     policy = certificate.policy
     short = [task for task in certificate.tasks if task.too_short]
     for name, count in certificate.sources.items():
         click.echo(
-            f"{name}: {count.read:,} read = {count.kept:,} kept + {count.removed:,} removed "
+            f"{name}: {count.read:,} read = {count.kept:,} kept + {count.removed:,} {removed} "
             f"+ {count.malformed:,} malformed; "
             + (
                 f"CONTAMINATED: {', '.join(count.contaminated_tasks)}"
@@ -201,8 +201,8 @@ def _show(certificate: Certificate, out: Path | None) -> None:
                 )
                 click.echo(
                     f"  {cell.suite}/{cell.task}: {cell.items_hit:,} of {items:,} items "
-                    f"({100 * cell.share:.2f} %) in {cell.documents:,} documents"
-                    + (f", {cell.near_items:,} items nearly" if policy["near"] else "")
+                    f"({100 * cell.share:.2f} %) in {cell.documents:,} document{'s' * (cell.documents != 1)}"
+                    + (f"; near-duplicates of {cell.near_items:,}" if policy["near"] else "")
                 )
     for task in short:
         click.echo(

@@ -57,7 +57,7 @@ def test_clean_takes_planted_items_of_a_suite_out_and_reports_them(
     assert "web: 3 read = 2 kept + 1 removed + 0 malformed; CONTAMINATED: small/gsm8k_short" in (
         done.output
     )
-    assert "small/gsm8k_short: 1 of 8 items (12.50 %) in 1 documents" in done.output
+    assert "small/gsm8k_short: 1 of 8 items (12.50 %) in 1 document" in done.output
     assert "sft: 1 read = 1 kept + 0 removed + 0 malformed; no task above 2 %" in done.output
     certificate = json.loads((tmp_path / "out" / "certificate.json").read_text())
     assert certificate["id"] in done.output
@@ -72,7 +72,7 @@ def test_scan_writes_only_what_it_is_asked_to(tmp_path: Path, suite: Path) -> No
     shared = ["scan", suite, path, "--mirror", SHARED.parent, "--field", "body"]
     plain = run(*shared)
     assert plain.exit_code == 0, plain.output
-    assert "data: 1 read = 0 kept + 1 removed" in plain.output and "not written" in plain.output
+    assert "data: 1 read = 0 kept + 1 to remove" in plain.output and "not written" in plain.output
     assert run(*shared, "--out", tmp_path / "report").exit_code == 0
     [hit] = [json.loads(line) for line in (tmp_path / "report" / "hits.jsonl").open()]
     assert (hit["doc_id"], hit["overlap"]) == (3, 1.0)
