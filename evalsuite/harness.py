@@ -198,6 +198,7 @@ def _reaching_hub_only_if(needed: bool) -> Iterator[None]:
 
 def prepare(task: Task, mirror: Path | None) -> _Prepared:
     """The task with its docs and prompts; kept for the process, as no model changes it."""
+    hubdata.load_map(mirror)  # a mirror that is no folder is named as the user named it
     return _prepare(task, mirror.resolve() if mirror is not None else None)
 
 
@@ -275,7 +276,7 @@ def _served(base: type, splits: _Splits) -> type:
     return type(base.__name__, (base,), {"download": download})
 
 
-class _Splits(dict):  # type: ignore[type-arg]
+class _Splits(dict[str, Any]):
     """Split -> Dataset, read through hubdata when a task first asks for it."""
 
     def __init__(self, definition: dict[str, Any], mirror: Path | None) -> None:

@@ -148,10 +148,10 @@ def _read(file: Path, entry: Entry) -> list[Row]:
         return [{"text": text}]
     if entry.format == "json":
         return _read_json(file, text, entry.key)
-    delimiter = "\t" if entry.format == "tsv" else ","
-    quoting = csv.QUOTE_NONE if entry.format == "tsv" else csv.QUOTE_MINIMAL
-    lines = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, quoting=quoting)
-    table = [line for line in lines if line]
+    if entry.format == "tsv":
+        table = [line.split("\t") for line in text.splitlines() if line]
+    else:
+        table = [line for line in csv.reader(text.splitlines(keepends=True)) if line]
     columns = entry.columns or (table.pop(0) if table else [])
     for number, line in enumerate(table, 1):
         if len(line) != len(columns):
