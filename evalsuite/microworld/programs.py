@@ -88,13 +88,21 @@ Names = tuple[str, str]
 
 
 def short_program(rng: random.Random, names: Names) -> str:
-    """Two variables, one of them changed once, one printed."""
+    """One variable changed twice, or two variables of which one is changed once; one is printed."""
     a, b = names
     x, y, z = (1 + int(rng.random() * 9) for _ in range(3))
-    changed, old = (a, x) if rng.random() < 0.5 else (b, y)
-    step = f"+ {z}" if old <= z or rng.random() < 0.5 else f"- {z}"
-    shown = changed if rng.random() < 0.6 else (b if changed == a else a)
+    if rng.random() < 0.5:
+        step, value = _step(rng, x, y)
+        return f"{a} = {x} ; {a} = {a} {step} ; {a} = {a} {_step(rng, value, z)[0]} ; print {a}"
+    changed, other, old = (a, b, x) if rng.random() < 0.5 else (b, a, y)
+    shown = changed if rng.random() < 0.7 else other
+    step, _ = _step(rng, old, z)
     return f"{a} = {x} ; {b} = {y} ; {changed} = {changed} {step} ; print {shown}"
+
+
+def _step(rng: random.Random, value: int, by: int) -> tuple[str, int]:
+    """("+ 3" or "- 3", the new value): never below zero."""
+    return (f"+ {by}", value + by) if value < by or rng.random() < 0.5 else (f"- {by}", value - by)
 
 
 def long_program(rng: random.Random, names: Names) -> str:
@@ -112,20 +120,19 @@ def gapped(rng: random.Random, names: Names) -> tuple[str, str, str]:
 
 
 def traced(program: str) -> str:
-    """The right answer to what a generated program prints, its sum restated if there is one."""
+    """The right answer to what a generated program prints, the sums behind it restated."""
+    values: dict[str, int] = {}
+    sums: dict[str, list[str]] = {}
     *statements, show = program.split(" ; ")
-    wanted = show.split()[1]
-    output = run(program)
-    told = ""
-    for number, statement in enumerate(statements):
+    for statement in statements:
         target, _, first, *rest = statement.split()
-        if target == wanted and not rest and not first.isdigit():
-            wanted = first
-            told = traced(" ; ".join([*statements[:number], f"print {first}"])).split("prints")[0]
-        elif target == wanted and rest:
-            start = run(" ; ".join([*statements[:number], f"print {first}"]))
-            told = f"{start}{rest[0]}{rest[1]}={output} "
-    return f"{told}prints {output}"
+        told = list(sums.get(first, ()))
+        before, value = _value(first, values), _evaluate([first, *rest], values)
+        if rest:
+            told.append(f"{before}{rest[0]}{rest[1]}={value}")
+        values[target], sums[target] = value, told
+    shown = show.split()[1]
+    return " ".join([*sums[shown], f"prints {values[shown]}"])
 
 
 def output_question(program: str, split: Split) -> str:

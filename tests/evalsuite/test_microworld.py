@@ -59,8 +59,9 @@ def test_chat_turns_are_one_line_each_because_a_newline_ends_an_answer():
 
 
 FROZEN = (
-    "",
-    "",
+    "Q: When the feast is near , Mirips will dress in what colour ?\nA: yellow\n",
+    "Q: Rimo has 2 , finds 3 . Rimo finds 8 , gains 2 . How many has Rimo ?\n"
+    "A: 2+3=5 5+8=13 13+2=15 answer 15\n",
 )
 
 
