@@ -159,17 +159,16 @@ def _decontaminate(
 ) -> tuple[Certificate, Path]:
     """The certificate of these shards against these suites, and its folder."""
     from decon.policy import load_policy
-    from decon.records import load_certificate
+    from decon.records import read_certificate
 
     policy = load_policy(recipe.policy)
     fingerprints = {name: suite.fingerprint for name, suite in suites.items()}
     key = [fingerprints, asdict(policy), {name: shard.id for name, shard in shards.items()}]
     folder = root / "decon" / content_id(key)
     if not folder.is_dir():
-        from evalsuite.references import references
-
         from decon.clean import clean
         from decon.index import build_index
+        from evalsuite.references import references
 
         progress("references", 0, 1)
         texts = [ref for suite in suites.values() for ref in references(suite, mirror=mirror)]
@@ -177,7 +176,7 @@ def _decontaminate(
         index = build_index(texts, policy=policy, suites=fingerprints)
         files = {name: list(shard.files) for name, shard in shards.items()}
         clean(files, index, folder, progress=progress)
-    return load_certificate(folder), folder
+    return read_certificate(folder), folder
 
 
 def _clean_id(shard: sources.Shards, folder: Path) -> str:

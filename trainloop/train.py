@@ -167,7 +167,7 @@ def backward_step(
 
     ranks = accelerator.num_processes
     pieces = micro_batches(batch, rank=accelerator.process_index, ranks=ranks, size=micro_batch)
-    total = torch.zeros((), device=accelerator.device)
+    parts = []
     targets = max(batch.target_tokens, 1)
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
@@ -175,8 +175,8 @@ def backward_step(
             loss = objective.loss(model, to_tensors(piece, accelerator.device)) / targets
             # Data parallelism averages gradients over ranks; ours must be summed.
             accelerator.backward(loss * ranks)
-        total += loss.detach()
-    return total
+        parts.append(loss.detach())
+    return torch.stack(parts).sum()
 
 
 def train_stage(

@@ -19,7 +19,7 @@ CHAT = (
     "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA:"
     "{% else %} {{ m.content }}\n{{ eos_token }}{% endif %}{% endfor %}"
 )
-WORDS = "the cat sat on a mat and the dog ran off with one old hat".split()
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "off", "with", "one", "hat")
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 16,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.trainloop.conftest import small_stage, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalsuite.errors import UserError
+from tests.trainloop.conftest import small_stage, tokens_of
 from trainloop import data
 from trainloop.objectives import load_objective
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -51,4 +52,4 @@ def test_every_rate_lies_between_zero_and_the_peak(kind, warmup, decay, floor, s
     assert all(0 < value <= 3e-4 * (1 + 1e-12) for value in got)
     warm = round(warmup * steps)
     after = got[warm:]
-    assert all(b <= a + 1e-18 for a, b in zip(after, after[1:], strict=False))
+    assert all(b <= a + 1e-18 for a, b in pairwise(after))

@@ -1,0 +1,260 @@
+"""The loop: gradients that no split changes, exact resume, whole checkpoints, clear failures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalsuite.errors import UserError
+from evalsuite.files import sha256_file
+from tests.trainloop.conftest import small_stage, tokens_of
+from trainloop import checkpoint as checkpoints
+from trainloop import data, train
+from trainloop import model as models
+from trainloop.objectives import load_objective
+from trainloop.records import Checkpoint, Stage
+
+
+class KilledError(Exception):
+    """Stands for a kill between two checkpoints."""
+
+
+def train_to_end(
+    world: SimpleNamespace,
+    root: Path,
+    stage: Stage,
+    *,
+    stop_after: int | None = None,
+    seen: list[Checkpoint] | None = None,
+) -> str:
+    """Train `stage` under `root` and return the final weights' sha256; or stop at a step."""
+    objective = load_objective(stage.objective)
+    tokens = tokens_of(world, root, stage.objective)
+    plan = data.plan_batches({"a": tokens}, stage, objective, seed=3)
+    this_id = train.stage_id(stage, world.start, {"a": "data"}, objective, seed=3)
+    newest = train.newest_step(stage, this_id, root)
+    if newest:
+        folder = checkpoints.folder_of(root, train.checkpoint_id(this_id, newest))
+        checkpoints.verify(folder)
+        model = models.load_model(folder)
+    else:
+        model = models.fresh_model(world.model, world.tokenizer, seed=3)
+
+    def after_checkpoint(live: Any, checkpoint: Checkpoint) -> None:
+        if seen is not None:
+            seen.append(checkpoint)
+
+    def progress(label: str, done: float, total: float) -> None:
+        if stop_after is not None and done >= stop_after:
+            raise KilledError
+
+    final = train.train_stage(
+        stage,
+        plan,
+        objective,
+        model,
+        world.tokenizer,
+        world.start,
+        train.make_accelerator(),
+        root=root,
+        this_stage_id=this_id,
+        seed=3,
+        cpu_threads=1,
+        certificate=None,
+        after_checkpoint=after_checkpoint,
+        progress=progress,
+        label="stage",
+    )
+    return sha256_file(checkpoints.folder_of(root, final.id) / "model.safetensors")
+
+
+def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@settings(max_examples=8, deadline=None)
+@given(size=st.integers(1, 6))
+def test_the_gradient_does_not_depend_on_the_micro_batch(world, tmp_path_factory, size):
+    root = tmp_path_factory.mktemp("gradient")
+    stage = small_stage(batch_tokens=6 * 32, tokens=6 * 32, score_every=None)
+    objective = load_objective("next_token")
+    plan = data.plan_batches({"a": tokens_of(world, root)}, stage, objective, seed=1)
+    accelerator = train.make_accelerator()
+    model = models.fresh_model(world.model, world.tokenizer, seed=0).double()
+    whole = train.backward_step(model, plan.batch(0), objective, accelerator, micro_batch=None)
+    expected = gradients(model)
+    model.zero_grad()
+    split = train.backward_step(model, plan.batch(0), objective, accelerator, micro_batch=size)
+    assert float(split) == pytest.approx(float(whole), rel=1e-12)
+    for got, want in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_the_loss_is_the_mean_over_target_tokens_whatever_row_they_stand_in(world, tmp_path):
+    stage = small_stage(objective="sft", batch_tokens=6 * 32, tokens=6 * 32, score_every=None)
+    objective = load_objective("sft")
+    tokens = tokens_of(world, tmp_path, "sft")
+    batch = data.plan_batches({"a": tokens}, stage, objective, seed=1).batch(0)
+    model = models.fresh_model(world.model, world.tokenizer, seed=0).double()
+    got = train.backward_step(model, batch, objective, train.make_accelerator(), micro_batch=1)
+    tensors = train.to_tensors(batch, "cpu")
+    with torch.no_grad():
+        logits = model(
+            input_ids=tensors["input_ids"],
+            position_ids=tensors["position_ids"],
+            attention_mask=tensors["attention_mask"],
+        ).logits
+    logp = logits.log_softmax(-1)
+    asked = tensors["labels"] >= 0
+    picked = logp.gather(-1, tensors["labels"].clamp(min=0)[..., None])[..., 0][asked]
+    assert float(got) == pytest.approx(float(-picked.mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["next_token", "sft"])
+def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(world, tmp_path, objective):
+    stage = small_stage(objective=objective)
+    undisturbed = train_to_end(world, tmp_path / "whole", stage)
+    for stop in (2, 6, 9):
+        root = tmp_path / f"stopped-{stop}"
+        with pytest.raises(KilledError):
+            train_to_end(world, root, stage, stop_after=stop)
+        assert train_to_end(world, root, stage) == undisturbed
+        lines = (root / "stages").glob("*/metrics.jsonl")
+        steps = [json.loads(line)["step"] for f in lines for line in f.read_text().splitlines()]
+        assert steps == list(range(1, 13)), "metrics are neither lost nor doubled"
+
+
+def test_dropout_draws_the_same_after_a_resume(world, tmp_path):
+    config = world.model.config | {"attention_dropout": 0.5}
+    dropped = SimpleNamespace(**vars(world))
+    dropped.model = type(world.model)(
+        config=config, tokenizer=world.model.tokenizer, chat_template=world.model.chat_template
+    )
+    plain = train_to_end(world, tmp_path / "plain", small_stage())
+    whole = train_to_end(dropped, tmp_path / "whole", small_stage())
+    assert whole != plain
+    with pytest.raises(KilledError):
+        train_to_end(dropped, tmp_path / "stopped", small_stage(), stop_after=6)
+    assert train_to_end(dropped, tmp_path / "stopped", small_stage()) == whole
+
+
+def test_checkpoints_come_at_their_cadence_and_count_tokens_and_flops(world, tmp_path):
+    seen: list[Checkpoint] = []
+    train_to_end(world, tmp_path, small_stage(), seen=seen)
+    assert [c.step for c in seen] == [4, 8, 12]
+    assert [c.final for c in seen] == [False, False, True]
+    assert [c.tokens for c in seen] == [512, 1024, 1536]
+    assert seen[-1].flops == 6.0 * seen[-1].parameters * 1536
+
+
+def test_how_often_a_stage_is_scored_does_not_change_its_weights_or_its_id(world, tmp_path):
+    often, once = small_stage(score_every=128), small_stage(score_every=None)
+    objective = load_objective("next_token")
+    ids = {
+        train.stage_id(stage, world.start, {"a": "data"}, objective, seed=3)
+        for stage in (often, once)
+    }
+    assert len(ids) == 1
+    assert train_to_end(world, tmp_path / "often", often) == train_to_end(
+        world, tmp_path / "once", once
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 2e-2},
+        {"mixture": {"a": 1.0, "b": 1.0}},
+        {"tokens": 13 * 128},
+        {"weight_decay": 0.0},
+    ],
+)
+def test_whatever_changes_the_weights_changes_the_id(world, change):
+    objective = load_objective("next_token")
+    sources = {"a": "data", "b": "more"}
+    ids = {
+        train.stage_id(stage, world.start, sources, objective, seed=3)
+        for stage in (small_stage(), small_stage(**change))
+    }
+    assert len(ids) == 2
+    seeds = {
+        train.stage_id(small_stage(), world.start, {"a": d}, objective, seed=s)
+        for d, s in [("data", 3), ("data", 4), ("other", 3)]
+    }
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_refused_with_its_file_named(world, tmp_path, damage):
+    train_to_end(world, tmp_path, small_stage(score_every=None))
+    [folder] = (tmp_path / "checkpoints").iterdir()
+    file = folder / ("manifest.json" if damage == "manifest" else "model.safetensors")
+    raw = bytearray(file.read_bytes())
+    if damage == "flip":
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+    elif damage == "cut":
+        file.write_bytes(raw[: len(raw) // 2])
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=file.name) as caught:
+        checkpoints.verify(folder)
+    assert "run the same command again" in str(caught.value)
+    if damage != "flip":
+        with pytest.raises(UserError, match=file.name):
+            checkpoints.read(tmp_path, folder.name)
+
+
+def test_a_checkpoint_is_a_hugging_face_folder_without_pickles(world, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    train_to_end(world, tmp_path, small_stage(score_every=None))
+    [folder] = (tmp_path / "checkpoints").iterdir()
+    AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == world.tokenizer.eos_token
+    assert not [f for f in folder.rglob("*") if f.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_a_full_disk_while_saving_is_one_line_and_leaves_nothing(world, tmp_path, monkeypatch):
+    import errno
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UserError, match="no space left on the disk"):
+        train_to_end(world, tmp_path, small_stage())
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "stages")
+    train_to_end(world, tmp_path, small_stage())
+
+
+def test_a_loss_that_is_no_number_stops_the_stage_before_its_checkpoint(world, tmp_path):
+    with pytest.raises(UserError, match="the loss is nan at step"):
+        train_to_end(world, tmp_path, small_stage(learning_rate=1e30, clip=1e30))
+    saved = tmp_path / "checkpoints"
+    assert not saved.exists() or not list(saved.iterdir())
+
+
+def test_every_rank_gets_equally_many_micro_batches_that_together_are_the_batch(world, tmp_path):
+    stage = small_stage(batch_tokens=5 * 32, tokens=5 * 32, score_every=None)
+    plan = data.plan_batches(
+        {"a": tokens_of(world, tmp_path)}, stage, load_objective("next_token"), seed=1
+    )
+    batch = plan.batch(0)
+    for ranks in (1, 2, 3, 7):
+        pieces = [
+            train.micro_batches(batch, rank=rank, ranks=ranks, size=2) for rank in range(ranks)
+        ]
+        assert len({len(p) for p in pieces}) == 1
+        targets = sum(piece.target_tokens for rank in pieces for piece in rank)
+        assert targets == batch.target_tokens
