@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalsuite.errors import UserError
-from evalsuite.microworld import FORMS, KINDS, TASKS, Leaks, documents, eval_items, planted, world
+from evalsuite.microworld import (
+    FORMS,
+    KINDS,
+    TASKS,
+    Leaks,
+    documents,
+    eval_items,
+    eval_rows,
+    planted,
+    world,
+)
 from evalsuite.microworld.leaks import PARTIAL
 
 SAMPLE = 1_500
@@ -102,6 +112,42 @@ def test_no_document_asks_what_an_item_asks():
         for row in documents(kind, count=5_000, seed=13):
             text = text_of(row)
             assert text.removeprefix("Q: ").split("\nA: ")[0] not in asked
+
+
+def test_the_sums_deeds_and_wishes_of_the_evaluation_are_never_made_in_training():
+    chains = {_first_three(i.question) for s in world.SPLITS for i in eval_items("micro_math", s)}
+    deeds = {(r["verb"], r["thing"]) for s in world.SPLITS for r in eval_rows("micro_safety", s)}
+    begins = {
+        (r["topic"], r["word"])
+        for r in eval_rows("micro_instructions", "dev")
+        if r["constraint"] == "begin"
+    }
+    assert len(chains) > 100 < len(deeds)
+    assert len(begins) > 10
+    asked = {
+        kind: [text_of(row).split("\nA:")[0] for row in documents(kind, count=10_000, seed=14)]
+        for kind in ("math_steps", "math_bare", "sft_math", "sft_safety", "sft_instructions")
+    }
+    for kind in ("math_steps", "math_bare", "sft_math"):
+        assert not chains & {_first_three(question) for question in asked[kind]}
+    practised = {tuple(_DEED.search(question).groups()) for question in asked["sft_safety"]}
+    assert len(practised) > 100
+    assert not deeds & practised
+    wishes = [_BEGIN.search(question) for question in asked["sft_instructions"]]
+    assert len([wish for wish in wishes if wish]) > 1_000
+    assert not begins & {wish.groups() for wish in wishes if wish}
+
+
+_STEP = re.compile(r"(has|gains|finds|loses|drops) (\d+)")
+_DEED = re.compile(r"to (\w+) (?:a|the) (\w+) (?:,|before)")
+_BEGIN = re.compile(r"about the (\w+) \. \w+ says begin with (\w+)")
+
+
+def _first_three(question):
+    """Where a chain starts and its first two steps, signed."""
+    return tuple(
+        -int(n) if verb in ("loses", "drops") else int(n) for verb, n in _STEP.findall(question)[:3]
+    )
 
 
 @pytest.mark.parametrize("kind", ["math_steps", "sft_code"])
