@@ -199,9 +199,10 @@ def _show(certificate: Certificate, out: Path | None, *, removed: str) -> None:
                     for t in certificate.tasks
                     if (t.suite, t.task) == (cell.suite, cell.task)
                 )
+                noun = "document" if cell.documents == 1 else "documents"
                 click.echo(
                     f"  {cell.suite}/{cell.task}: {cell.items_hit:,} of {items:,} items "
-                    f"({100 * cell.share:.2f} %) in {cell.documents:,} document{'s' * (cell.documents != 1)}"
+                    f"({100 * cell.share:.2f} %) in {cell.documents:,} {noun}"
                     + (f"; near-duplicates of {cell.near_items:,}" if policy["near"] else "")
                 )
     for task in short:

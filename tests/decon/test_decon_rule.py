@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from decon_parts import ITEM, index_of, jsonl, question
+from decon_parts import ITEM, index_of, jsonl, policy, question
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_decon import PlainScan
@@ -140,11 +140,13 @@ def test_a_source_is_contaminated_above_two_percent_of_a_task_not_at_it(
     assert certificate.sources["web"].contaminated_tasks == ["toy/sums"] * contaminated
 
 
-def test_the_gate_is_exact_for_every_task_size() -> None:
-    index = index_of([question(0, ITEM)])
-    for items in range(50, 20_001, 50):
-        assert not index.policy.is_contaminated(items // 50, items)
-        assert index.policy.is_contaminated(items // 50 + 1, items)
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_thresholds_are_exact_where_floats_are_not(percent: int) -> None:
+    # 0.29 * 100 is 28.999999999999996
+    rule = policy(gate=percent / 100, overlap=percent / 100)
+    for decide in (rule.is_contaminated, rule.is_hit):
+        assert not decide(7 * percent, 700)
+        assert decide(7 * percent + 1, 700)
 
 
 def test_every_document_and_every_item_gets_its_verdict(tmp_path: Path) -> None:
