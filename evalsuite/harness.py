@@ -20,19 +20,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import math
-import random
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from lm_eval.api.instance import Instance
@@ -45,32 +42,16 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from evalsuite import hubdata
 from evalsuite.aggregate import BITS, Cell, Measured, all_scores
+from evalsuite.docresults import Doc, gold_bits, gold_text, number, output_text, plain
 from evalsuite.errors import UserError, did_you_mean
 from evalsuite.files import content_id
+from evalsuite.livemodel import load_model, modes_put_back, quiet, random_state_put_back
 from evalsuite.progress import Progress, silent
 from evalsuite.records import Evaluation, ItemRow, Suite, Task
 from evalsuite.taskfiles import find_task
 
 FEWSHOT_SEED = 1234
 _LIKELIHOOD = ("loglikelihood", "multiple_choice", "loglikelihood_rolling")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Doc:
-    """One doc of a suite as lm-eval renders it."""
-
-    capability: str
-    task: str
-    doc_id: int
-    doc: dict[str, Any]
-    """The data set's row, after the task's own processing."""
-    text: str
-    """doc_to_text; empty for a task that scores a whole text."""
-    choices: list[str]
-    target: str | int | list[Any]
-    """doc_to_target: a text, the index of a choice, or several right answers."""
-    rolling: bool
-    """The target is a whole text whose likelihood is the score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,13 +105,13 @@ def score(
     if unknown:
         raise UserError(f"dirty docs of task {unknown[0]!r}, which suite {suite.name!r} lacks")
     with ExitStack() as stack:
-        stack.enter_context(_quiet())
-        stack.enter_context(_random_state_put_back())
+        stack.enter_context(quiet())
+        stack.enter_context(random_state_put_back())
         if isinstance(model, (str, Path)):
             model, tokenizer = load_model(model, device=device)
         elif tokenizer is None:
             raise UserError("a live model needs its tokenizer: score(model, suite, tokenizer=...)")
-        stack.enter_context(_modes_put_back(model))
+        stack.enter_context(modes_put_back(model))
         lm = _LM(model, tokenizer, batch_size)
         for _, ready in prepared:
             _check_room(ready, lm)
@@ -152,47 +133,6 @@ def docs(suite: Suite, *, mirror: Path | None = None) -> Iterator[Doc]:
             yield dataclasses.replace(doc, capability=capability)
 
 
-def load_model(
-    name: str | Path, *, device: str | None = None
-) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a folder, else from the hub; safetensors only."""
-    folder = Path(name).expanduser()
-    local = folder.exists()
-    looks_local = isinstance(name, Path) or str(name).startswith((".", "/", "~"))
-    if local and not (folder / "config.json").is_file():
-        raise UserError(f"model {name}: no config.json there; give a Hugging Face model folder")
-    if not local and (looks_local or str(name).count("/") > 1):
-        raise UserError(f"model {name}: no such folder")
-    options = {"local_files_only": local, "trust_remote_code": False}
-    place = str(folder) if local else str(name)
-    try:
-        with _quiet(), _reaching_hub_only_if(not local):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                place, use_safetensors=True, dtype="auto", **options
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        kind = "cannot be loaded" if local else "is no folder, and the hub does not give it"
-        raise UserError(f"model {name} {kind} ({type(error).__name__}: {reason})") from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "safetensors":
-            raise
-        raise UserError(f"model {name}: its weights are cut short or broken ({error})") from error
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(torch.device(target)), tokenizer
-
-
-@contextmanager
-def _reaching_hub_only_if(needed: bool) -> Iterator[None]:
-    """A local folder needs no look at the hub, not even at its name."""
-    if not needed:
-        yield
-        return
-    with hubdata.hub_offline_when_unreachable():
-        yield
-
-
 # --- tasks -------------------------------------------------------------------------------------
 
 
@@ -204,7 +144,7 @@ def prepare(task: Task, mirror: Path | None) -> _Prepared:
 
 @lru_cache(maxsize=512)
 def _prepare(task: Task, mirror: Path | None) -> _Prepared:
-    with _quiet(), _random_state_put_back():
+    with quiet(), random_state_put_back():
         lm_task = _load_task(task, mirror)
         _check_metric(task, lm_task)
         found = [dict(doc) for doc in lm_task.eval_docs]
@@ -578,12 +518,12 @@ def _judge(ready: _Prepared, doc: Doc, ones: list[Instance], costs: list[_Cost])
             failure, error = problem, f"{type(problem).__name__}: {_one_line(problem)}"
             continue
         for metric, raw in results.items():
-            cell = _cell(metric, raw)
+            cell = number(metric, raw)
             if cell is not None and (metric == BITS or _is_mean(ready.lm_task, metric)):
                 cells[metric, name] = cell
             elif raw is not None and not _is_mean(ready.lm_task, metric) and metric != BITS:
                 opaque[metric, name] = raw
-        bits = _gold_bits(doc, ordered, answers)
+        bits = gold_bits(doc, ordered, answers)
         if bits is not None:
             cells.setdefault((BITS, name), bits)
     if error is None and (ready.task.metric, ready.task.filter) not in cells:
@@ -598,35 +538,6 @@ def _judge(ready: _Prepared, doc: Doc, ones: list[Instance], costs: list[_Cost])
     )
 
 
-def _cell(metric: str, raw: Any) -> Cell | None:
-    """A doc's number, or None for what is none (None, NaN, infinite, a list, a text)."""
-    if metric == BITS and isinstance(raw, tuple) and len(raw) == 2:
-        return _bits(float(raw[0]), float(raw[1]))
-    try:
-        value = float(raw)
-    except (TypeError, ValueError):
-        return None
-    return Cell(value=value) if math.isfinite(value) and not isinstance(raw, str) else None
-
-
-def _bits(likelihood: float, size: float) -> Cell | None:
-    if not math.isfinite(likelihood) or size <= 0:
-        return None
-    return Cell(value=-likelihood / math.log(2) / size, weight=size)
-
-
-def _gold_bits(doc: Doc, ones: list[Instance], answers: list[Any]) -> Cell | None:
-    """Bits per byte of the one gold text, where the task asks for its likelihood."""
-    if ones[0].request_type != "loglikelihood":
-        return None
-    gold = doc.target if doc.choices else 0
-    if isinstance(gold, str) and gold in doc.choices:
-        gold = doc.choices.index(gold)
-    if not isinstance(gold, int) or not 0 <= gold < len(ones):
-        return None
-    return _bits(float(answers[gold][0]), len(ones[gold].args[1].encode()))
-
-
 def _row(
     capability: str, ready: _Prepared, doc: Doc, ones: list[Instance], verdict: _Verdict
 ) -> ItemRow:
@@ -637,11 +548,11 @@ def _row(
         capability=capability,
         task=task.task,
         doc_id=doc.doc_id,
-        doc_hash=content_id(_plain(doc.doc)),
+        doc_hash=content_id(plain(doc.doc)),
         prompt_hash=content_id(prompt),
         prompt=prompt,
-        gold=_gold(doc),
-        output=_output(task, doc, ones),
+        gold=gold_text(doc),
+        output=output_text(task, doc, ones),
         value=None if primary is None or verdict.error is not None else primary.value,
         metrics={f"{metric},{name}": cell.value for (metric, name), cell in verdict.cells.items()},
         weight=1.0 if primary is None else primary.weight,
@@ -651,45 +562,8 @@ def _row(
     )
 
 
-def _gold(doc: Doc) -> str:
-    if doc.rolling:
-        return ""
-    several = doc.target if isinstance(doc.target, list) else [doc.target]
-    texts = [
-        doc.choices[one] if isinstance(one, int) and 0 <= one < len(doc.choices) else str(one)
-        for one in several
-    ]
-    return " | ".join(texts)
-
-
-def _output(task: Task, doc: Doc, ones: list[Instance]) -> str:
-    """The extracted answer, or the choice the model finds likeliest."""
-    if ones[0].request_type == "generate_until":
-        answer = ones[0].filtered_resps.get(task.filter, "")
-        return answer if isinstance(answer, str) else str(answer)
-    if ones[0].request_type == "loglikelihood" and doc.choices:
-        likelihoods = [one.resps[0][0] for one in ones[: len(doc.choices)]]
-        if all(math.isfinite(value) for value in likelihoods):
-            return doc.choices[int(np.argmax(likelihoods))]
-    return ""
-
-
-def _plain(value: Any) -> Any:
-    """A doc as JSON can hold it, for its hash."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return repr(value)
-
-
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:200]
-
-
-# --- leaving the process as it was -------------------------------------------------------------
 
 
 class _Meter:
@@ -713,58 +587,3 @@ class _Meter:
         self.base += self.left.pop(0)
         self.done = self.base
         self.progress(self.label, self.done, self.total)
-
-
-@contextmanager
-def _random_state_put_back() -> Iterator[None]:
-    """Whatever is drawn inside, python, numpy and torch go on as if nothing had been."""
-    python, numpy = random.getstate(), np.random.get_state()
-    cpu = torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if gpus is not None:
-            torch.cuda.set_rng_state_all(gpus)
-
-
-@contextmanager
-def _modes_put_back(model: torch.nn.Module) -> Iterator[None]:
-    """Each module's train mode, each parameter's requires_grad and the grad mode stay."""
-    training = [(module, module.training) for module in model.modules()]
-    wants_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    grad = torch.is_grad_enabled()
-    model.eval()
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(grad)
-        for module, mode in training:
-            module.training = mode
-        for parameter, wanted in wants_grad:
-            parameter.requires_grad_(wanted)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and warnings of the libraries below; what matters of them is in our rows."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers", "datasets")]
-    levels = [logger.level for logger in loggers]
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    model_bars = transformers.utils.logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
-        if model_bars:
-            transformers.utils.logging.enable_progress_bar()

@@ -130,6 +130,16 @@ def test_bits_per_byte_is_the_sum_of_bits_over_the_sum_of_bytes(sums, random_mod
     assert done.items[0].value == pytest.approx(by_hand, rel=1e-4)
 
 
+def test_bits_per_byte_of_a_choice_are_those_of_the_right_one(sums, model_that_says, tokenizer):
+    bits = Task(task="sums_choice", metric="bits_per_byte", unit="bits")
+    done, _ = run(model_that_says({" ": "4"}), sums, tokenizer, bits)
+    for row, fact in zip(done.items, SUMS, strict=True):
+        sure_of_four = math.log2(258) / 2  # the space is a guess, the 4 after it is certain
+        assert row.weight == len(" " + fact["answer"])
+        assert (row.value == pytest.approx(sure_of_four, rel=1e-3)) == (fact["answer"] == "4")
+        assert row.output == "4"
+
+
 def test_random_state_modes_and_tokenizer_are_put_back(sums, random_model, tokenizer):
     random_model.train()
     random_model.model.layers[0].eval()
@@ -144,7 +154,7 @@ def test_random_state_modes_and_tokenizer_are_put_back(sums, random_model, token
     np.random.seed(5)
     random.seed(5)
     shots = dataclasses.replace(CHOICE, shots=2)
-    run(random_model, sums, tokenizer, WRITTEN, shots)
+    run(random_model, sums, tokenizer, judged_by(sums, "sums_dice", "dice"), shots)
     assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == expected
     assert [module.training for module in random_model.modules()] == modes
     assert [parameter.requires_grad for parameter in random_model.parameters()] == wanted
@@ -204,6 +214,10 @@ def broken(doc, results):
 
 def nothing(doc, results):
     return {"exact_match": float("nan")}
+
+def dice(doc, results):
+    import random, numpy, torch
+    return {"exact_match": (random.random() + numpy.random.rand() + torch.rand(1).item()) / 3}
 """
 
 
