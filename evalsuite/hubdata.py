@@ -109,7 +109,8 @@ _maps: dict[Path, tuple[int, MirrorMap]] = {}
 
 def _entry(found: MirrorMap, name: str, config_name: str | None) -> Entry | None:
     for entry in found.sets:
-        if name in entry.names and entry.config in (config_name, "*"):
+        same = (entry.config or "default") == (config_name or "default")  # the hub's word for none
+        if name in entry.names and (same or entry.config == "*"):
             return entry
     return None
 

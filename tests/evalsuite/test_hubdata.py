@@ -88,6 +88,9 @@ def test_a_mirrors_own_map_comes_before_the_shipped_one(tmp_path):
     write_map(tmp_path, format="jsonl", rename={"q": "question"})
     (tmp_path / "t.jsonl").write_text('{"q": "why?", "x": 1}\n')
     assert rows("a/b", None, "test", mirror=tmp_path) == [{"question": "why?", "x": 1}]
+    assert rows("a/b", "default", "test", mirror=tmp_path)
+    with pytest.raises(UserError, match="'other'"):
+        rows("a/b", "other", "test", mirror=tmp_path)
     write_map(tmp_path, format="csv")
     (tmp_path / "t.jsonl").write_text('q,x\n"two\nlines",1\n')
     assert rows("a/b", None, "test", mirror=tmp_path) == [{"q": "two\nlines", "x": "1"}]
