@@ -20,7 +20,7 @@ SUBSETS = {"all": "#3b82f6", "clean": "#0d9488", "dirty": "#e07b00"}
 STAGES = ["#3b82f6", "#e07b00", "#0d9488", "#b45cd6", "#d1495b", "#8a8f98", "#9a7b2f"]
 GREY = "#8a8f98"
 SCALES = {
-    "share": "chance-corrected score, higher is better",
+    "share": "chance-corrected, higher is better",
     "bits": "bits per byte, lower is better",
 }
 
@@ -44,7 +44,12 @@ def standings(
         axis=alt.Axis(tickCount=5),
     )
     y = alt.Y(
-        "label:N", sort=labels, title=None, axis=alt.Axis(labelLimit=190, ticks=False, domain=False)
+        "label:N",
+        sort=labels,
+        title=None,
+        axis=alt.Axis(
+            labelLimit=190, labelFlush=False, labelBound=False, ticks=False, domain=False
+        ),
     )
     color = alt.Color(
         "subset:N",
@@ -167,8 +172,15 @@ def loss(frame: pd.DataFrame, stages: pd.DataFrame) -> alt.LayerChart:
 def overlap(frame: pd.DataFrame) -> alt.LayerChart:
     """Source x task: the share of a task's items that a source gives away, with the count."""
     base = alt.Chart(frame).encode(
-        x=alt.X("mark:N", title=None, axis=alt.Axis(labelLimit=180, labelAngle=-30, orient="top")),
-        y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=190)),
+        x=alt.X(
+            "mark:N",
+            title=None,
+            sort=list(dict.fromkeys(frame["mark"])),
+            axis=alt.Axis(labelLimit=180, labelAngle=-40, labelOverlap=False, orient="top"),
+        ),
+        y=alt.Y(
+            "task:N", title=None, axis=alt.Axis(labelLimit=190, labelFlush=False, labelBound=False)
+        ),
         tooltip=[
             alt.Tooltip("mark:N", title="source"),
             alt.Tooltip("task:N"),
@@ -186,4 +198,5 @@ def overlap(frame: pd.DataFrame) -> alt.LayerChart:
         )
     )
     numbers = base.mark_text(color="#1f2328").encode(text="says:N")
-    return alt.layer(squares, numbers).properties(height=alt.Step(30))
+    padding = {"left": 0, "right": 56, "top": 0, "bottom": 0}  # room for the last slanted name
+    return alt.layer(squares, numbers).properties(height=alt.Step(30), padding=padding)

@@ -243,7 +243,6 @@ def _read_certificate(folder: Path) -> Iterator[Batch]:
     path = folder / "certificate.json"
     data, place = read_json(path), str(path)
     certificate, policy = take(data, place, "id", "policy")
-    _same_name(path, certificate, folder.name)
     key = {"certificate": certificate}
     suites, sources, tasks, cells, dirty = take(
         data, place, "suites", "sources", "tasks", "cells", "dirty_items"

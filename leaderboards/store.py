@@ -142,14 +142,13 @@ def leaderboard(
     """A row per checkpoint, capability and subset of one suite, the best checkpoint first.
 
     Checkpoints are the last ones of each run, or with `all_checkpoints` every one that has a
-    score. `capability` is 'overall' for the suite's aggregate. Values are chance-corrected
-    aggregates (0 is guessing, 1 is perfect) or bits per byte. `note` is empty, or says why a
+    score, also those that no run names yet. `capability` is 'overall' for the suite's
+    aggregate. Values are chance-corrected aggregates (0 is guessing, 1 is perfect) or bits per byte. `note` is empty, or says why a
     value is missing or does not rank ('not scored', 'partial', '47 of 50 scored').
     """
     with reading(board) as con:
-        frame = _frame(
-            con, _LEADERBOARD, suite, fingerprint, all_checkpoints, suite, suite, fingerprint
-        )
+        values = (suite, fingerprint, all_checkpoints, suite, all_checkpoints, suite, fingerprint)
+        frame = _frame(con, _LEADERBOARD, *values)
     frame["label"] = [_checkpoint_label(row) for row in frame.to_dict("records")]
     frame["note"] = [_note(row) for row in frame.to_dict("records")]
     frame["capability"] = frame["capability"].replace("*", "overall")
@@ -181,9 +180,9 @@ WITH asked AS (
        OR p.ends_run AND p.run IN (SELECT run FROM run_suites WHERE suite = ?)
     UNION ALL BY NAME
     SELECT DISTINCT a.checkpoint, NULL AS label, NULL AS recipe, NULL AS run, 0 AS runs,
-           c.stage, true AS ends_run, 0 AS position, 0 AS number
+           c.stage, false AS ends_run, 0 AS position, 0 AS number
     FROM asked a LEFT JOIN checkpoints c USING (checkpoint)
-    WHERE a.checkpoint NOT IN (SELECT checkpoint FROM placed)
+    WHERE ? AND a.checkpoint NOT IN (SELECT checkpoint FROM placed)
 ), capabilities AS (
     SELECT capability, min(position) AS number, min(unit) AS unit FROM suite_tasks
     WHERE suite = ? AND suite_fingerprint = ? GROUP BY capability
@@ -427,6 +426,10 @@ def losses(board: Path, run: str, *, points: int = 1500) -> pd.DataFrame:
 # ---- contamination ---------------------------------------------------------------------------
 
 
+_ONE_FOLDER = "(SELECT min(folder) FROM certificates WHERE certificate = ?)"
+"""Cleaning the same data twice makes two folders of one certificate: one of them counts."""
+
+
 def certificates(board: Path) -> pd.DataFrame:
     """Every decontamination: certificate, label (what was cleaned, against what), runs under it."""
     with reading(board) as con:
@@ -435,13 +438,16 @@ def certificates(board: Path) -> pd.DataFrame:
             """
             SELECT * FROM (SELECT certificate, policy_json,
                    (SELECT string_agg(suite, ', ' ORDER BY suite) FROM certificate_suites s
-                    WHERE s.certificate = c.certificate) AS suites,
+                    WHERE s.folder = c.folder) AS suites,
                    (SELECT count(*) FROM certificate_sources s
-                    WHERE s.certificate = c.certificate) AS sources,
+                    WHERE s.folder = c.folder) AS sources,
                    (SELECT string_agg(DISTINCT recipe, ', ' ORDER BY recipe) FROM runs r
                     WHERE r.certificate = c.certificate) AS recipes,
                    (SELECT count(*) FROM runs r WHERE r.certificate = c.certificate) AS runs
-            FROM certificates c) ORDER BY recipes IS NULL, recipes, certificate""",
+            FROM certificates c
+            WHERE folder = (SELECT min(folder) FROM certificates o
+                            WHERE o.certificate = c.certificate))
+            ORDER BY recipes IS NULL, recipes, certificate""",
         )
     called = [
         words.one_line(
@@ -454,8 +460,15 @@ def certificates(board: Path) -> pd.DataFrame:
         name if called.count(name) == 1 else f"{name} ({certificate[:6]})"
         for name, certificate in zip(called, frame["certificate"], strict=True)
     ]
+    policies = [json.loads(text) for text in frame["policy_json"]]
+    long = [{k for k, v in policy.items() if len(str(v)) > 40} for policy in policies]
     frame["policy"] = [
-        ", ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in frame["policy_json"]
+        ", ".join(f"{k} {v}" for k, v in policy.items() if k not in texts)
+        for policy, texts in zip(policies, long, strict=True)
+    ]
+    frame["about"] = [
+        "\n\n".join(f"{k.replace('_', ' ')}: {policy[k]}" for k in sorted(texts, reverse=True))
+        for policy, texts in zip(policies, long, strict=True)
     ]
     return frame
 
@@ -465,10 +478,11 @@ def sources(board: Path, certificate: str) -> pd.DataFrame:
     with reading(board) as con:
         frame = _frame(
             con,
-            """
+            f"""
             SELECT source, contaminated, documents_read AS read, kept, removed, malformed,
                    contaminated_tasks_json
-            FROM certificate_sources WHERE certificate = ? ORDER BY contaminated DESC, source""",
+            FROM certificate_sources WHERE folder = {_ONE_FOLDER}
+            ORDER BY contaminated DESC, source""",
             certificate,
         )
     frame["verdict"] = ["CONTAMINATED" if bad else "clean" for bad in frame["contaminated"]]
@@ -488,15 +502,16 @@ def cells(board: Path, certificate: str) -> pd.DataFrame:
     with reading(board) as con:
         frame = _frame(
             con,
-            """
+            f"""
             SELECT s.source, s.contaminated, t.suite, t.task, t.items, t.too_short,
                    coalesce(c.items_hit, 0) AS items_hit, coalesce(c.share, 0.0) AS share,
                    coalesce(c.documents, 0) AS documents
-            FROM certificate_sources s JOIN certificate_tasks t USING (certificate)
+            FROM certificate_sources s JOIN certificate_tasks t USING (folder)
             LEFT JOIN certificate_cells c
-                   ON c.certificate = s.certificate AND c.source = s.source
+                   ON c.folder = s.folder AND c.source = s.source
                   AND c.suite = t.suite AND c.task = t.task
-            WHERE s.certificate = ? ORDER BY s.source, t.suite, t.task""",
+            WHERE s.folder = {_ONE_FOLDER}
+            ORDER BY s.contaminated DESC, s.source, t.suite, t.task""",
             certificate,
         )
     frame["says"] = [
@@ -515,12 +530,12 @@ def coverage(board: Path, certificate: str) -> pd.DataFrame:
     with reading(board) as con:
         frame = _frame(
             con,
-            """
+            f"""
             SELECT t.suite, t.task, t.items, t.too_short,
                    count(DISTINCT d.doc_id) AS dirty
             FROM certificate_tasks t LEFT JOIN dirty_items d
-                   ON d.certificate = t.certificate AND d.suite = t.suite AND d.task = t.task
-            WHERE t.certificate = ? GROUP BY ALL ORDER BY t.suite, t.task""",
+                   ON d.folder = t.folder AND d.suite = t.suite AND d.task = t.task
+            WHERE t.folder = {_ONE_FOLDER} GROUP BY ALL ORDER BY t.suite, t.task""",
             certificate,
         )
     frame["visible"] = [
@@ -536,8 +551,8 @@ def hit_counts(board: Path, certificate: str) -> pd.DataFrame:
     with reading(board) as con:
         frame = _frame(
             con,
-            """
-            SELECT source, suite, task, count(*) AS hits FROM hits WHERE certificate = ?
+            f"""
+            SELECT source, suite, task, count(*) AS hits FROM hits WHERE folder = {_ONE_FOLDER}
             GROUP BY source, suite, task ORDER BY hits DESC, source, suite, task""",
             certificate,
             keys=("source", "suite", "task"),
@@ -566,10 +581,10 @@ def hits(
     """
     with reading(board) as con:
         rows = con.execute(
-            """
+            f"""
             SELECT file, line, document_id, doc_id, field, overlap, spans_json, document_text,
                    excerpt_start, reference_text
-            FROM hits WHERE certificate = ? AND source = ? AND suite = ? AND task = ?
+            FROM hits WHERE folder = {_ONE_FOLDER} AND source = ? AND suite = ? AND task = ?
             ORDER BY overlap DESC, file, line, doc_id, field, number LIMIT ? OFFSET ?""",
             [certificate, source, suite, task, limit, (page - 1) * limit],
         ).fetchall()

@@ -64,7 +64,7 @@ def _as_tables(
         console.print(table)
         leaks = tables.twins(standings)
         if not leaks.empty:
-            names = ", ".join(dict.fromkeys(leaks["capability"]))
+            names = ", ".join(dict.fromkeys(leaks["capability"][leaks["capability"] != "overall"]))
             console.print(
                 Text(f"items of {names} stood in the data: assay board serve shows which")
             )

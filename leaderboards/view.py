@@ -78,6 +78,8 @@ def choose(label: str, frame: pd.DataFrame, key: str) -> dict[str, Any]:
 def in_columns(count: int, pieces: list[Any], draw: Callable[[Any], None]) -> None:
     """Draw pieces side by side, `count` in a row; a narrow screen stacks them."""
     for start in range(0, len(pieces), count):
-        for column, piece in zip(st.columns(count), pieces[start : start + count], strict=False):
+        for column, piece in zip(
+            st.columns(count, gap="medium"), pieces[start : start + count], strict=False
+        ):
             with column:
                 draw(piece)

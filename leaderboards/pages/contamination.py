@@ -15,6 +15,9 @@ if certificates.empty:
 certificate = view.choose("Decontamination", certificates, key="certificate")
 key = {"certificate": certificate["certificate"]}
 st.text(f"Policy: {certificate['policy']}")
+if certificate["about"]:
+    with st.expander("What this policy finds, and what it cannot"):
+        st.text(certificate["about"])
 
 st.markdown("##### Sources")
 view.table(view.ask(store.sources, **key))

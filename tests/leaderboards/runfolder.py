@@ -69,7 +69,7 @@ def build(root: Path, *, hostile: bool = True, dirty: bool = True) -> Path:
                         seed=f"{name}{variant}{ckpt}",
                         dirty=dirty and role == "dev",
                     )
-    write_sweep(root, sweep, finals)
+    write_sweep(root, sweep, finals, hostile=hostile)
     return root
 
 
@@ -372,7 +372,9 @@ def write_certificate(root: Path, *, hostile: bool = True, certificate: str = "c
         (folder / "hits.jsonl").write_text(text, encoding="utf-8")
 
 
-def write_sweep(root: Path, sweep: str, finals: dict[str, tuple[str, str]]) -> None:
+def write_sweep(
+    root: Path, sweep: str, finals: dict[str, tuple[str, str]], *, hostile: bool = True
+) -> None:
     """The sweep's verdict: steps is better at math, and not told apart elsewhere."""
     comparisons = [
         {
@@ -403,6 +405,7 @@ def write_sweep(root: Path, sweep: str, finals: dict[str, tuple[str, str]]) -> N
                 for variant, (run, final) in finals.items()
             ],
             "comparisons": comparisons,
-            "sentence": "steps beats base on micro-dev by 0.21 [0.11, 0.31], 98 % sure. " + HOSTILE,
+            "sentence": "steps beats base on micro-dev by 0.21 [0.11, 0.31], 98 % sure. "
+            + (HOSTILE if hostile else ""),
         },
     )

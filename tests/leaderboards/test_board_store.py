@@ -76,10 +76,12 @@ def test_shared_checkpoints_stand_once_and_say_who_shares_them(runs: Path) -> No
     assert "quickstart steps seed 0 · midtrain 72k" in labels
 
 
-def test_scores_of_a_checkpoint_that_no_run_names_yet_are_shown(runs: Path) -> None:
+def test_scores_of_a_checkpoint_that_no_run_names_yet_show_among_all_of_them(runs: Path) -> None:
     runfolder.write_scores(runs, "feedbeef", MADE, level=0.99, seed="x")
-    labels = set(store.leaderboard(ingested(runs), *KEY)["label"])
-    assert "unknown checkpoint feedbe" in labels
+    board = ingested(runs)
+    every = store.leaderboard(board, *KEY, all_checkpoints=True)
+    assert "unknown checkpoint feedbe" in set(every["label"])
+    assert len(set(store.leaderboard(board, *KEY)["label"])) == 2
 
 
 def test_stages_and_losses_lie_one_after_the_other_in_tokens(runs: Path) -> None:
