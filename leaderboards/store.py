@@ -143,8 +143,9 @@ def leaderboard(
 
     Checkpoints are the last ones of each run, or with `all_checkpoints` every one that has a
     score, also those that no run names yet. `capability` is 'overall' for the suite's
-    aggregate. Values are chance-corrected aggregates (0 is guessing, 1 is perfect) or bits per byte. `note` is empty, or says why a
-    value is missing or does not rank ('not scored', 'partial', '47 of 50 scored').
+    aggregate. Values are chance-corrected aggregates (0 is guessing, 1 is perfect) or bits per
+    byte. `note` is empty, or says why a value is missing or does not rank ('not scored',
+    'partial', '47 of 50 scored').
     """
     with reading(board) as con:
         values = (suite, fingerprint, all_checkpoints, suite, all_checkpoints, suite, fingerprint)
