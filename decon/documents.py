@@ -16,13 +16,11 @@ that were asked for.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shutil
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from typing import IO, Any
 
 from decon.records import Document, Malformed
 from evalsuite.errors import UserError
-from evalsuite.files import COMPRESSIONS
+from evalsuite.files import COMPRESSIONS, damage_errors, decompressed
 
 KNOWN_FIELDS = (
     "text", "messages", "prompt", "completion", "instruction", "input", "output", "response",
@@ -239,10 +237,10 @@ def _collect(value: Any, texts: list[str]) -> bool:
 def raw_lines(path: Path, moved: Moved = _stay) -> Iterator[tuple[int, bytes]]:
     """(number from 1, bytes with their line end) of each line of a plain or compressed file."""
     number = 0
-    damages = _damages(path)
+    damages = damage_errors(path)
     with path.open("rb") as file:
         try:
-            for number, raw in enumerate(_decompressed(path, file), 1):
+            for number, raw in enumerate(decompressed(path, file), 1):
                 yield number, raw
                 if number % 256 == 0:
                     moved(file.tell())
@@ -251,74 +249,6 @@ def raw_lines(path: Path, moved: Moved = _stay) -> Iterator[tuple[int, bytes]]:
                 f"{path}:{number + 1}: the file is damaged or cut short ({_line(error)}); "
                 "make it again"
             ) from None
-
-
-def _decompressed(path: Path, file: IO[bytes]) -> Iterable[bytes]:
-    match path.suffix:
-        case ".gz":
-            import gzip
-
-            return gzip.GzipFile(fileobj=file)
-        case ".bz2":
-            import bz2
-
-            return bz2.BZ2File(file)
-        case ".xz":
-            import lzma
-
-            return lzma.LZMAFile(file)
-        case ".zst":
-            return io.BufferedReader(_WholeZstd(file), 1 << 18)
-    return file
-
-
-def _damages(path: Path) -> tuple[type[Exception], ...]:
-    """What reading a damaged file of this ending raises."""
-    general = (EOFError, OSError, zlib.error)
-    match path.suffix:
-        case ".xz":
-            import lzma
-
-            return (*general, lzma.LZMAError)
-        case ".zst":
-            import zstandard
-
-            return (*general, zstandard.ZstdError)
-    return general
-
-
-class _WholeZstd(io.RawIOBase):
-    """Reads all frames of a .zst file; unlike zstandard's reader, it misses a lost end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._frame: Any = None
-        self._ready = memoryview(b"")
-        self._left = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        import zstandard
-
-        while not self._ready:
-            chunk = self._left or self._file.read(1 << 17)
-            self._left = b""
-            if not chunk:
-                if self._frame is not None:
-                    raise EOFError("compressed file ended before the end-of-stream marker")
-                return 0
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = memoryview(self._frame.decompress(chunk))
-            if self._frame.eof:
-                self._left = self._frame.unused_data
-                self._frame = None
-        size = min(len(buffer), len(self._ready))
-        buffer[:size] = self._ready[:size]
-        self._ready = self._ready[size:]
-        return size
 
 
 def write_kept(shard: Shard, out: Path, drop: Collection[int]) -> bool:

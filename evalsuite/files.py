@@ -19,10 +19,11 @@ import os
 import shutil
 import socket
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, TextIO, cast
 
 from evalsuite.errors import UserError
 
@@ -156,26 +157,79 @@ def full_disk_is_a_user_error(place: Path) -> Iterator[None]:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a plain or compressed file for reading, by its ending."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    try:
+        return decompressed(path, path.open("rb"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+
+
+def decompressed(path: Path, file: IO[bytes]) -> IO[bytes]:
+    """`file`, decompressed by the ending of `path`; a cut end raises one of `damage_errors`."""
     match path.suffix:
         case ".gz":
             import gzip
 
-            return gzip.open(path, "rb")
+            return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
         case ".bz2":
             import bz2
 
-            return bz2.open(path, "rb")
+            return cast("IO[bytes]", bz2.BZ2File(file))
         case ".xz":
             import lzma
 
-            return lzma.open(path, "rb")
+            return cast("IO[bytes]", lzma.LZMAFile(file))
+        case ".zst":
+            return cast("IO[bytes]", io.BufferedReader(_WholeZstd(file), 1 << 18))
+    return file
+
+
+def damage_errors(path: Path) -> tuple[type[Exception], ...]:
+    """What reading a damaged file of this ending raises."""
+    general = (EOFError, OSError, zlib.error)
+    match path.suffix:
+        case ".xz":
+            import lzma
+
+            return (*general, lzma.LZMAError)
         case ".zst":
             import zstandard
 
-            return zstandard.open(path, "rb")
-    return path.open("rb")
+            return (*general, zstandard.ZstdError)
+    return general
+
+
+class _WholeZstd(io.RawIOBase):
+    """Reads all frames of a .zst file; unlike zstandard's reader, it misses a lost end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self._ready:
+            chunk = self._left or self._file.read(1 << 17)
+            self._left = b""
+            if not chunk:
+                if self._frame is not None:
+                    raise EOFError("compressed file ended before the end-of-stream marker")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(chunk))
+            if self._frame.eof:
+                self._left = self._frame.unused_data
+                self._frame = None
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
 
 
 def open_text(path: Path) -> TextIO:
@@ -188,7 +242,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises UserError naming file and line for a line that is not a JSON object.
     """
-    with open_text(path) as lines:
+    with open_bytes(path) as lines:
         number = 0
         try:
             for number, line in enumerate(lines, 1):
@@ -200,9 +254,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         f"{path}:{number}: a JSON {type(row).__name__} where an object is needed"
                     )
                 yield number, row
-        except (ValueError, EOFError) as error:
+        except ValueError as error:
             raise UserError(
                 f"{path}:{number}: not valid JSON lines ({error}); mend or remove the line"
+            ) from None
+        except damage_errors(path) as error:
+            raise UserError(
+                f"{path}:{number + 1}: the file is damaged or cut short ({error}); make it again"
             ) from None
 
 
