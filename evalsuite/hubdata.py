@@ -66,6 +66,43 @@ class MirrorMap:
     """A whole map file."""
 
     sets: list[Entry]
+    models: dict[str, str] = field(default_factory=dict)
+    """Model name -> folder below the mirror, in Hugging Face's layout."""
+
+
+def model_folder(name: str, *, base: Path, mirror: Path | None) -> Path:
+    """The local folder of a model: a path from `base`, the mirror's copy, or the hub's download.
+
+    Raises UserError when none is to be had; it says what to fetch.
+    """
+    here = base / Path(name).expanduser()
+    if (here / "config.json").is_file():
+        return here
+    if mirror is not None and name in load_map(mirror).models:
+        folder = mirror / load_map(mirror).models[name]
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"model {name}: the mirror {mirror} lacks {load_map(mirror).models[name]}; "
+                "put the folder there, or leave out --mirror to load it from the hub"
+            )
+        return folder
+    if here.exists():
+        raise UserError(f"model {here}: no config.json there; give a Hugging Face model folder")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"model {here}: no such folder, and {name!r} is no hub name (owner/model)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        with hub_offline_when_unreachable():
+            wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"model {name} cannot be had: no folder {here}, no mirror lists it, and the hub says "
+            f"{type(error).__name__}: {reason}; connect to the network, or fetch it once and pass "
+            "--mirror DIR (or set ASSAY_MIRROR)"
+        ) from error
 
 
 def rows(name: str, config_name: str | None, split: str, *, mirror: Path | None) -> list[Row]:

@@ -55,6 +55,8 @@ class Suite:
     description: str
     role: Literal["dev", "unseen"]
     capabilities: dict[str, list[Task]]
+    definition: str = ""
+    """Hash of the files its tasks are defined by; suites.load_suite fills it in."""
 
     def __post_init__(self) -> None:
         if not self.capabilities:

@@ -10,11 +10,13 @@ whether these have the metrics it names, `harness.score` says before its first m
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from evalsuite import config
 from evalsuite.errors import UserError, did_you_mean
 from evalsuite.records import Suite
+from evalsuite.taskfiles import definition_hash
 
 FOLDER = Path(__file__).parent / "suites"
 
@@ -27,14 +29,21 @@ def load_suite(name_or_path: str | Path) -> Suite:
     text = str(name_or_path)
     shipped = FOLDER / f"{text}.yaml"
     if "/" not in text and shipped.is_file():
-        return config.load(shipped, Suite)
+        return _load(shipped)
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        return config.load(path, Suite)
+        return _load(path)
     known = [file.stem for file in FOLDER.glob("*.yaml")]
     raise UserError(f"no suite is called {text!r}{did_you_mean(text, known)}")
 
 
 def list_suites() -> list[Suite]:
     """Every shipped suite, sorted by name."""
-    return [config.load(file, Suite) for file in sorted(FOLDER.glob("*.yaml"))]
+    return [_load(file) for file in sorted(FOLDER.glob("*.yaml"))]
+
+
+def _load(file: Path) -> Suite:
+    suite = config.load(file, Suite)
+    if suite.definition:
+        raise UserError(f"{file}: 'definition' is filled in from the tasks' files; remove it")
+    return replace(suite, definition=definition_hash(task.task for _, task in suite.tasks))

@@ -10,14 +10,17 @@ up at run time (a group member renamed inside a group) is not found this way.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 from evalsuite.errors import UserError, did_you_mean
+from evalsuite.files import content_id, sha256_file
 
 OWN = Path(__file__).parent / "tasks"
 _LINE = re.compile(r"""^["']?(task|group|tag)["']?:[ \t]*(.*?)[ \t]*(?:#.*)?$""", re.MULTILINE)
@@ -34,6 +37,34 @@ def find_task(name: str) -> Path:
             if name in _names(path)["task"]:
                 return path
     _refuse(name)
+
+
+def definition_hash(names: Iterable[str]) -> str:
+    """Hash of what defines these tasks: a changed prompt or checker is another suite.
+
+    For tasks of ours, their YAML, what it includes and the Python beside it (and the
+    micro-world's generator, when they ask it for docs); for all others, lm-eval's version.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        own = next((p for p in _likely_first(OWN, name) if name in _names(p)["task"]), None)
+        files = [] if own is None else _defining_files(own)
+        if own is None:
+            found["lm-eval"] = importlib.metadata.version("lm-eval")
+        elif any("assay/microworld" in file.read_text(encoding="utf-8") for file in files):
+            files += sorted((OWN.parent / "microworld").glob("*.py"))
+        found |= {str(file.relative_to(OWN.parent)): sha256_file(file) for file in files}
+    return content_id(found)
+
+
+def _defining_files(path: Path) -> list[Path]:
+    included = re.findall(
+        r"^include:[ \t]*[\"']?([^\s\"'#]+)", path.read_text("utf-8"), re.MULTILINE
+    )
+    files = [path, *sorted(path.parent.glob("*.py"))]
+    for name in included:
+        files += _defining_files(path.parent / name)
+    return files
 
 
 def _refuse(name: str) -> NoReturn:
