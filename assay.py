@@ -86,9 +86,11 @@ def quickstart(runs: Path) -> None:
     from trainloop.cli import find_recipe, sweep_recipe
 
     result = sweep_recipe(find_recipe("quickstart"), runs, None)
-    from leaderboards.cli import show_board
+    from leaderboards.ingest import ingest
+    from leaderboards.terminal import print_board
 
-    show_board(runs)
+    ingest(runs)
+    print_board(runs, every=False, suite=None, as_json=False)
     click.echo(f"verdict: {result['sentence']}")
     where = "" if runs == Path("runs") else f" {runs}"
     click.echo(f"open the dashboard with: assay board serve{where}")

@@ -16,13 +16,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 Progress = Callable[[str, float, float], None]
 """progress(label, done, total): `label` names one piece of work; done == total ends it."""
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines of one piece of work."""
+WORTH_A_LINE = 1.0
+"""Work that ends within so many seconds leaves no line and no bar behind."""
 
 
 def silent(label: str, done: float, total: float) -> None:
@@ -55,12 +57,19 @@ def _bars(out: TextIO) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=Console(file=out)) as bars:
-        known = {}
+        known: dict[str, Any] = {}
+        reached: dict[str, float] = {}
 
         def progress(label: str, done: float, total: float) -> None:
             if label not in known:
                 known[label] = bars.add_task(label, total=total)
+            elif done < reached[label]:
+                bars.reset(known[label], visible=True)  # the same work again, e.g. next scores
+            reached[label] = done
             bars.update(known[label], completed=done, total=total)
+            elapsed = bars.tasks[bars.task_ids.index(known[label])].elapsed
+            if done >= total and (elapsed or 0.0) < WORTH_A_LINE:
+                bars.update(known[label], visible=False)
 
         yield progress
 
@@ -68,23 +77,24 @@ def _bars(out: TextIO) -> Iterator[Progress]:
 def _plain_lines(out: TextIO) -> Progress:
     started: dict[str, tuple[float, float]] = {}
     printed: dict[str, float] = {}
-    ended: set[str] = set()
+    reached: dict[str, float] = {}
 
     def progress(label: str, done: float, total: float) -> None:
         now = time.monotonic()
+        if done < reached.get(label, done):
+            started.pop(label)  # the same work again, e.g. the next checkpoint's scores
+        ended = reached.get(label) == done >= total
+        reached[label] = done
+        if ended:
+            return
         start, first = started.setdefault(label, (now, done))
-        finished = done >= total
-        if finished and label in ended:
-            return
-        if not finished and now - printed.get(label, start) < PLAIN_SECONDS:
-            return
-        printed[label] = now
-        if finished:
-            ended.add(label)
-            print(f"{label}: done in {now - start:.1f} s", file=out, flush=True)
-            return
-        rate = (done - first) / max(now - start, 1e-9)
-        eta = f", ETA {(total - done) / rate:.0f} s" if rate > 0 else ""
-        print(f"{label}: {100 * done / total:.0f} %{eta}", file=out, flush=True)
+        if done >= total:
+            if now - start >= WORTH_A_LINE:
+                print(f"{label}: done in {now - start:.1f} s", file=out, flush=True)
+        elif now - max(printed.get(label, start), start) >= PLAIN_SECONDS:
+            printed[label] = now
+            rate = (done - first) / max(now - start, 1e-9)
+            eta = f", ETA {(total - done) / rate:.0f} s" if rate > 0 else ""
+            print(f"{label}: {100 * done / total:.0f} %{eta}", file=out, flush=True)
 
     return progress

@@ -283,7 +283,7 @@ def _finish_stage(
             _tokenizer_folder(prepared, progress), prepared.recipe.model.chat_template
         )
         if accelerator.is_main_process:
-            _score_leftovers(prepared, plan, tokenizer, progress)
+            _score_leftovers(prepared, plan, tokenizer, label, progress)
         if train.newest_step(plan.stage, plan.id, prepared.root) < plan.stage.steps:
             _train(prepared, plan, tokenizer, accelerator, label, progress)
         accelerator.wait_for_everyone()
@@ -335,7 +335,7 @@ def _train(
         model = models.fresh_model(recipe.model, tokenizer, seed=plan.seed)
 
     def after_checkpoint(live: Any, checkpoint: Checkpoint) -> None:
-        _score(prepared, checkpoint.id, live, tokenizer, progress)
+        _score(prepared, checkpoint.id, live, tokenizer, label, progress)
 
     train.train_stage(
         stage,
@@ -377,7 +377,7 @@ def _tokenizer_id(tokenizer: Any) -> str:
 
 
 def _score_leftovers(
-    prepared: Prepared, plan: StagePlan, tokenizer: Any, progress: Progress
+    prepared: Prepared, plan: StagePlan, tokenizer: Any, label: str, progress: Progress
 ) -> None:
     """Score the published checkpoints of the stage that a killed run left unscored."""
     for checkpoint in plan.checkpoint_ids:
@@ -388,11 +388,17 @@ def _score_leftovers(
         if missing and checkpoints.read(prepared.root, checkpoint) is not None:
             folder = checkpoints.folder_of(prepared.root, checkpoint)
             checkpoints.verify(folder)
-            _score(prepared, checkpoint, models.load_model(folder), tokenizer, progress)
+            model = models.load_model(folder)
+            _score(prepared, checkpoint, model, tokenizer, label, progress)
 
 
 def _score(
-    prepared: Prepared, checkpoint: str, model: Any, tokenizer: Any, progress: Progress
+    prepared: Prepared,
+    checkpoint: str,
+    model: Any,
+    tokenizer: Any,
+    label: str,
+    progress: Progress,
 ) -> None:
     """Score a model on each suite it has no scores on yet, and publish them."""
     import torch
@@ -412,7 +418,7 @@ def _score(
             tokenizer=tokenizer,
             mirror=prepared.mirror,
             dirty=prepared.certificate.dirty_items.get(suite.name, {}),
-            progress=progress,
+            progress=lambda what, done, total: progress(f"{label}: {what}", done, total),
         )
         scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint)
 
