@@ -83,7 +83,7 @@ def quickstart(runs: Path) -> None:
     Example:
         assay quickstart
     """
-    from trainloop.cli import find_recipe, sweep_recipe
+    from trainloop.cli import find_recipe, say_verdict, sweep_recipe
 
     result = sweep_recipe(find_recipe("quickstart"), runs, None)
     from leaderboards.ingest import ingest
@@ -91,7 +91,7 @@ def quickstart(runs: Path) -> None:
 
     ingest(runs)
     print_board(runs, every=False, suite=None, as_json=False)
-    click.echo(f"verdict: {result['sentence']}")
+    say_verdict(result)
     where = "" if runs == Path("runs") else f" {runs}"
     click.echo(f"open the dashboard with: assay board serve{where}")
 

@@ -72,8 +72,17 @@ def sweep(recipe: str, runs: Path, mirror: Path | None) -> None:
         assay sweep quickstart
     """
     result = sweep_recipe(find_recipe(recipe), runs, mirror)
-    click.echo(f"verdict: {result['sentence']}")
+    say_verdict(result)
     click.echo(f"sweep {result['id']} is in {runs}; see it with: assay board show {runs}")
+
+
+def say_verdict(result: dict[str, Any]) -> None:
+    """What a sweep decided: per capability, then overall."""
+    from trainloop.sweep import capability_lines
+
+    for line in capability_lines(result):
+        click.echo(line)
+    click.echo(f"verdict: {result['sentence']}")
 
 
 def find_recipe(name: str) -> Path:
@@ -173,9 +182,8 @@ def _say_data(prepared: Prepared) -> None:
 
 def _say_scores(prepared: Prepared, run: Run) -> None:
     """The aggregate scores after each stage."""
-    from evalsuite.scorefiles import read_evaluation
-
     from evalsuite.records import ALL
+    from evalsuite.scorefiles import read_evaluation
     from trainloop.run import score_folder
 
     for suite in prepared.suites.values():

@@ -255,6 +255,7 @@ class Recipe:
     name: str
     description: str
     suites: list[str]
+    """Names of shipped suites, or YAML files by their paths from the recipe's folder."""
     policy: str = "tulu3"
     """The decontamination policy: a file of decon/policies/."""
     model: Model

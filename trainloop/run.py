@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalsuite import hubdata, scorefiles
+from evalsuite.errors import UserError
 from evalsuite.files import content_id, read_jsonl, remove_partials, sha256_file, write_json
 from evalsuite.progress import Progress, silent
 from evalsuite.records import Suite
@@ -52,6 +53,7 @@ class Prepared:
     root: Path
     mirror: Path | None
     suites: dict[str, Suite]
+    """By their own names, which scores and certificates carry, whatever path a recipe gives."""
     certificate: Certificate
     decon_folder: Path
     shards: dict[str, sources.Shards]
@@ -104,7 +106,7 @@ def prepare(
     Every source that a stage, a variant or the tokenizer reads is decontaminated against
     all suites of the recipe. Raises UserError for what is missing or wrong in the recipe.
     """
-    suites = {name: load_suite(name) for name in recipe.suites}
+    suites = _load_suites(recipe, base)
     for stage in recipe.stages:
         load_objective(stage.objective)
     folder = None
@@ -138,6 +140,24 @@ def prepare(
         clean=clean,
         model_folder=folder,
     )
+
+
+def _load_suites(recipe: Recipe, base: Path) -> dict[str, Suite]:
+    """The recipe's suites by their own names, in its order; paths start at its folder."""
+    suites: dict[str, Suite] = {}
+    for given in recipe.suites:
+        suite = load_suite(base / given if given.endswith((".yaml", ".yml")) else given)
+        if suite.name in suites:
+            raise UserError(f"suites: {given!r} is a second suite named {suite.name!r}; drop one")
+        suites[suite.name] = suite
+    return suites
+
+
+def deciding_suite(prepared: Prepared) -> Suite:
+    """The suite whose scores decide the recipe's sweep."""
+    sweep = prepared.recipe.sweep
+    assert sweep is not None, "only a sweep decides"
+    return list(prepared.suites.values())[prepared.recipe.suites.index(sweep.suite)]
 
 
 def _used_sources(recipe: Recipe) -> list[str]:

@@ -31,6 +31,7 @@ from evalsuite.records import ALL, ItemRow, Suite
 from trainloop.run import (
     Prepared,
     Run,
+    deciding_suite,
     is_done,
     plan_stages,
     run_stages,
@@ -83,7 +84,7 @@ def run_sweep(prepared: Prepared, *, progress: Progress = silent) -> dict[str, A
     if shared:
         run_stages(prepared, seed=prepared.recipe.seed, stages=shared, progress=progress)
     runs = _run_cells(prepared, cells, progress)
-    suite = prepared.suites[sweep.suite]
+    suite = deciding_suite(prepared)
     items = {
         cell: scorefiles.read_evaluation(score_folder(prepared, run.final, suite)).items
         for cell, run in runs.items()
@@ -103,7 +104,7 @@ def run_sweep(prepared: Prepared, *, progress: Progress = silent) -> dict[str, A
         "id": sweep_id(prepared),
         "recipe": prepared.recipe.name,
         "stage": sweep.stage,
-        "suite": sweep.suite,
+        "suite": suite.name,
         "variants": [{"name": n, "mixture": m} for n, m in sweep.variants.items()],
         "seeds": sweep.seeds,
         "runs": [
@@ -248,6 +249,29 @@ def verdict_sentence(comparisons: list[Comparison], suite: Suite) -> str:
             f"probability {min(sure, 0.999):.3f} ({basis})"
         )
     return "; ".join(lines)
+
+
+def capability_lines(result: dict[str, Any]) -> list[str]:
+    """One line per pair of variants and capability of a sweep.json: who is ahead, how surely."""
+    lines = []
+    for row in result["comparisons"]:
+        if row["capability"] == ALL:
+            continue
+        share = row["unit"] == "share"
+        scale, unit = (100, "points") if share else (1, "bits per byte")
+        size, low, high = (scale * row[name] for name in ("difference", "low", "high"))
+        ahead, behind = row["a"], row["b"]
+        if (size < 0) == share:
+            ahead, behind = behind, ahead
+        if size < 0:
+            size, low, high = -size, -high, -low
+        how = f"{ahead} {'above' if share else 'below'} {behind}"
+        sure = "" if row["verdict"] != "not identified" else ", not identified"
+        lines.append(
+            f"{row['capability']}: {how} by {size:.{1 if share else 3}f} {unit} "
+            f"[{low:.{1 if share else 3}f}, {high:.{1 if share else 3}f}]{sure}"
+        )
+    return lines
 
 
 def _run_cells(
