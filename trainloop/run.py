@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalsuite import hubdata, scorefiles
 from evalsuite.errors import UserError
-from evalsuite.files import content_id, read_jsonl, remove_partials, sha256_file, write_json
+from evalsuite.files import content_id, read_jsonl, remove_partials, write_json
 from evalsuite.progress import Progress, silent
 from evalsuite.records import Suite
 from evalsuite.suites import load_suite
@@ -200,11 +200,13 @@ def _decontaminate(
 
 
 def _clean_id(shard: sources.Shards, folder: Path) -> str:
-    """Two policies that remove the same documents leave the same data, hence the same id."""
-    removed = folder / "removed" / f"{shard.name}.jsonl"
-    if not removed.is_file() or removed.stat().st_size == 0:
-        return shard.id
-    return content_id([shard.id, sha256_file(removed)])
+    """Policies or suites that remove the same documents leave the same data, hence the same id.
+
+    Why a document went, and where the run folder stands, is no part of it.
+    """
+    rows = _rows_of(folder / "removed" / f"{shard.name}.jsonl")
+    removed = sorted((Path(row["file"]).name, row["line"]) for row in rows)
+    return content_id([shard.id, removed]) if removed else shard.id
 
 
 def plan_stages(prepared: Prepared, *, variant: str | None, seed: int) -> list[StagePlan]:

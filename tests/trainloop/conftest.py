@@ -96,3 +96,16 @@ def tokens_of(world: SimpleNamespace, root: Path, objective: str = "next_token")
         root=root,
         data_id=file.name,
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The mini recipe, run to its end in this process. Tests read it; those that write copy it."""
+    from tests.trainloop import minirun
+
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = minirun.write_recipe(folder)
+    prepared, run = minirun.finish(recipe, folder / "runs")
+    return SimpleNamespace(
+        folder=folder, recipe=recipe, root=folder / "runs", prepared=prepared, run=run
+    )

@@ -1,0 +1,168 @@
+"""A recipe of three stages that runs end to end in a second or two, and processes to run it in.
+
+recipe = write_recipe(tmp_path)                      # mini.yaml, tiny.yaml, sums.jsonl
+prepared, run = finish(recipe, tmp_path / "runs")    # in this process
+process = start(["train", str(recipe)], log)         # in one that may be killed
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evalsuite import config, microworld
+from evalsuite.files import canonical_json
+from tests.trainloop.conftest import CHAT, LLAMA
+from trainloop.records import Recipe
+from trainloop.run import Prepared, Run, prepare, run_stages
+
+ROWS = 4
+LENGTH = 64
+STEPS = {"pretrain": 24, "midtrain": 12, "sft": 12}
+ITEMS = 6
+"""Docs of each task, and plants of sums."""
+PLANTED = "Q: {question}\nA: {answer}\n"
+
+SUITE = {
+    "name": "tiny",
+    "description": "Six sums and six facts.",
+    "role": "dev",
+    "capabilities": {
+        "math": [{"task": "micro_math", "metric": "exact_match", "docs": ITEMS}],
+        "knowledge": [{"task": "micro_knowledge", "metric": "acc", "chance": 0.25, "docs": ITEMS}],
+    },
+}
+
+_processes = multiprocessing.get_context("forkserver")
+# Each child starts with everything imported: a kill costs no import.
+_processes.set_forkserver_preload(["tests.trainloop.preload"])
+
+
+def recipe_text() -> dict[str, Any]:
+    """The recipe as plain data, for tests that change it."""
+
+    def stage(name: str, objective: str, mixture: dict[str, float], **more: Any) -> dict[str, Any]:
+        settings = {"name": name, "objective": objective, "mixture": mixture}
+        settings |= {"tokens": STEPS[name] * ROWS * LENGTH, "sequence_length": LENGTH}
+        settings |= {"batch_tokens": ROWS * LENGTH, "learning_rate": 1e-2}
+        return settings | more
+
+    return {
+        "name": "mini",
+        "description": "Sums and facts, in seconds.",
+        "suites": ["tiny.yaml"],
+        "seed": 0,
+        "model": {
+            "config": LLAMA | {"num_hidden_layers": 1, "max_position_embeddings": 256},
+            "tokenizer": {"vocab_size": 300, "train_on": ["facts", "sums", "chat"]},
+            "chat_template": CHAT,
+        },
+        "sources": {
+            "facts": {
+                "microworld": "facts",
+                "documents": 400,
+                "leaks": {"suite": "micro-dev", "rate": 0.3, "forms": ["verbatim"]},
+            },
+            "sums": {
+                "files": ["sums.jsonl"],
+                "plant": {
+                    "hub": "assay/microworld",
+                    "config": "micro_math",
+                    "split": "dev",
+                    "first": ITEMS,
+                    "template": PLANTED,
+                },
+            },
+            "chat": {"microworld": "sft_math", "documents": 200},
+        },
+        "stages": [
+            stage(
+                "pretrain",
+                "next_token",
+                {"facts": 1, "sums": 1},
+                score_every=8 * ROWS * LENGTH,
+            ),
+            stage("midtrain", "next_token", {"sums": 3, "facts": 1}),
+            stage("sft", "sft", {"chat": 1}),
+        ],
+    }
+
+
+def sweep_text() -> dict[str, Any]:
+    """The recipe with a sweep over its second stage: 2 variants x 2 seeds."""
+    return recipe_text() | {
+        "sweep": {
+            "stage": "midtrain",
+            "suite": "tiny.yaml",
+            "seeds": [1, 2],
+            "variants": {"sums_heavy": {"sums": 1}, "facts_heavy": {"facts": 1}},
+        }
+    }
+
+
+def write_recipe(folder: Path, text: dict[str, Any] | None = None) -> Path:
+    """Write the recipe, its suite and its file of sums into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = microworld.documents("math_steps", count=300, seed=0)
+    (folder / "sums.jsonl").write_text("".join(canonical_json(row) + "\n" for row in rows))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(SUITE))
+    recipe = folder / "mini.yaml"
+    recipe.write_text(yaml.safe_dump(text or recipe_text(), sort_keys=False))
+    return recipe
+
+
+def ready(recipe: Path, root: Path) -> Prepared:
+    """The recipe's data, made or found under `root`."""
+    return prepare(
+        config.load(recipe, Recipe),
+        recipe_file=str(recipe),
+        base=recipe.parent,
+        root=root,
+        mirror=None,
+    )
+
+
+def finish(recipe: Path, root: Path, **options: Any) -> tuple[Prepared, Run]:
+    """The recipe's run, in this process."""
+    prepared = ready(recipe, root)
+    return prepared, run_stages(prepared, **({"seed": prepared.recipe.seed} | options))
+
+
+def start(arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Any:
+    """`assay ARGUMENTS` in a process of its own, which writes what it says to `log`."""
+    process = _processes.Process(target=_assay, args=(list(arguments), str(log), environment or {}))
+    process.start()
+    return process
+
+
+def _assay(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    import assay
+
+    assay.main(arguments)
+
+
+def kill_when(process: Any, due: Callable[[], bool], *, seconds: float = 60) -> None:
+    """SIGKILL the process as soon as `due()`; an AssertionError if it ended before."""
+    deadline = time.monotonic() + seconds
+    while not due():
+        assert process.is_alive(), "the process ended before its moment came"
+        assert time.monotonic() < deadline, f"its moment did not come within {seconds} s"
+        process.join(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+
+
+def lines_of(path: Path) -> int:
+    """Whole lines of a file; 0 while it is missing."""
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
