@@ -5,6 +5,7 @@
       folder/items.parquet    one row per doc: ItemRow's columns, metrics as JSON text,
                               and checkpoint, suite, suite_fingerprint
       folder/suite.json       the suite as scored, and its fingerprint
+      folder/dirty.json       which docs counted as dirty; only where that was told
 
 The folder appears by one rename, whole or not at all. Reading needs no lm-eval and no torch.
 A folder that already exists is left as it is: its name says what it holds.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,14 @@ from evalsuite.files import canonical_json, publish, read_json, read_jsonl, writ
 from evalsuite.records import Evaluation, ItemRow, Score, Suite, as_json
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, *, checkpoint: str) -> None:
-    """Publish an evaluation of one checkpoint as `folder`."""
+def write_evaluation(
+    folder: Path,
+    evaluation: Evaluation,
+    *,
+    checkpoint: str,
+    dirty: Mapping[str, Collection[int]] | None = None,
+) -> None:
+    """Publish an evaluation of one checkpoint as `folder`; `dirty` as `harness.score` got it."""
     import pyarrow
     import pyarrow.parquet
 
@@ -45,6 +53,15 @@ def write_evaluation(folder: Path, evaluation: Evaluation, *, checkpoint: str) -
         table = pyarrow.Table.from_pylist(rows, schema=_schema())
         pyarrow.parquet.write_table(table, work / "items.parquet", compression="zstd")
         write_json(work / "suite.json", as_json(suite) | {"fingerprint": suite.fingerprint})
+        if dirty is not None:
+            docs = {task: sorted(doc_ids) for task, doc_ids in dirty.items()}
+            write_json(work / "dirty.json", docs)
+
+
+def read_dirty(folder: Path) -> dict[str, list[int]] | None:
+    """Which docs (task -> doc ids) counted as dirty; None when that was not told."""
+    path = folder / "dirty.json"
+    return read_json(path) if path.is_file() else None
 
 
 def read_evaluation(folder: Path) -> Evaluation:

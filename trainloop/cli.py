@@ -104,10 +104,15 @@ def find_recipe(name: str) -> Path:
 def sweep_recipe(path: Path, runs: Path, mirror: Path | None) -> dict[str, Any]:
     """Prepare and run a recipe's sweep with a progress display; returns sweep.json's content."""
     from evalsuite.progress import show_progress
-    from trainloop.sweep import run_sweep
+    from trainloop.sweep import finished_cells, run_sweep
 
     with show_progress() as progress:
         prepared = _prepare(path, runs, mirror, progress)
+        if prepared.recipe.sweep is not None:
+            done, cells = finished_cells(prepared)
+            if done:
+                rest = "nothing is left to train" if done == cells else "the others follow"
+                click.echo(f"{done} of {cells} cells are done already in {runs}; {rest}")
         result = run_sweep(prepared, progress=progress)
     _say_data(prepared)
     return result
@@ -134,6 +139,7 @@ def _train_alone(path: Path, runs: Path, mirror: Path | None, seed: int | None) 
 
     with show_progress() as progress:
         prepared = _prepare(path, runs, mirror, progress)
+        _say_done(prepared, _seed(prepared, seed))
         run = run_stages(prepared, seed=_seed(prepared, seed), progress=progress)
     _say_data(prepared)
     _say_scores(prepared, run)
@@ -161,6 +167,17 @@ def _train_together(path: Path, runs: Path, mirror: Path | None, seed: int | Non
         _say_scores(prepared, run)
     accelerator.end_training()
     return run.id
+
+
+def _say_done(prepared: Prepared, seed: int) -> None:
+    """Which stages an earlier call has finished."""
+    from trainloop.run import is_done, plan_stages
+
+    plans = plan_stages(prepared, variant=None, seed=seed)
+    done = [plan.stage.name for plan in plans if is_done(prepared, plan)]
+    if done:
+        rest = "nothing is left to train" if len(done) == len(plans) else "the others follow"
+        click.echo(f"done already in {prepared.root}: {', '.join(done)}; {rest}")
 
 
 def _seed(prepared: Prepared, seed: int | None) -> int:

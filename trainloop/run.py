@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -56,6 +57,8 @@ class Prepared:
     """By their own names, which scores and certificates carry, whatever path a recipe gives."""
     certificate: Certificate
     decon_folder: Path
+    items: list[dict[str, Any]]
+    """What became of each eval item: decon's items.jsonl, the hit ones only."""
     shards: dict[str, sources.Shards]
     clean: dict[str, Clean]
     model_folder: Path | None
@@ -136,6 +139,7 @@ def prepare(
         suites=suites,
         certificate=certificate,
         decon_folder=decon_folder,
+        items=[row for row in _rows_of(decon_folder / "items.jsonl") if row["sources"]],
         shards=shards,
         clean=clean,
         model_folder=folder,
@@ -279,6 +283,34 @@ def run_stages(
     return run
 
 
+def is_scored(prepared: Prepared, checkpoint: str, suite: Suite) -> bool:
+    """Whether the published checkpoint has scores on the suite, with today's dirty docs."""
+    folder = score_folder(prepared, checkpoint, suite)
+    return folder.is_dir() and scorefiles.read_dirty(folder) == dirty_docs(
+        prepared, checkpoint, suite
+    )
+
+
+def dirty_docs(prepared: Prepared, checkpoint: str, suite: Suite) -> dict[str, list[int]]:
+    """The suite's docs (task -> doc ids) found in any source the checkpoint was trained on.
+
+    As they were found before cleaning: with clean data, the dirty twin of a score should be
+    no better than the clean one.
+    """
+    read: set[str] = set()
+    at: str | None = checkpoint
+    while at is not None:
+        record = checkpoints.read(prepared.root, at)
+        assert record is not None, "only published checkpoints are scored"
+        read |= {name for name, weight in record.mixture.items() if weight > 0}
+        at = record.parent
+    found: dict[str, list[int]] = {}
+    for item in prepared.items:
+        if item["suite"] == suite.name and read & set(item["sources"]):
+            found.setdefault(item["task"], []).append(item["doc_id"])
+    return {task: sorted(doc_ids) for task, doc_ids in found.items()}
+
+
 def score_folder(prepared: Prepared, checkpoint: str, suite: Suite) -> Path:
     """Where a checkpoint's evaluation on a suite stands."""
     return prepared.root / "scores" / checkpoint / f"{suite.name}-{suite.fingerprint}"
@@ -288,9 +320,7 @@ def is_done(prepared: Prepared, plan: StagePlan) -> bool:
     """Whether every checkpoint of the stage is published and scored on every suite."""
     return all(
         checkpoints.read(prepared.root, checkpoint) is not None
-        and all(
-            score_folder(prepared, checkpoint, suite).is_dir() for suite in prepared.suites.values()
-        )
+        and all(is_scored(prepared, checkpoint, suite) for suite in prepared.suites.values())
         for checkpoint in plan.checkpoint_ids
     )
 
@@ -403,11 +433,9 @@ def _score_leftovers(
 ) -> None:
     """Score the published checkpoints of the stage that a killed run left unscored."""
     for checkpoint in plan.checkpoint_ids:
-        missing = any(
-            not score_folder(prepared, checkpoint, suite).is_dir()
-            for suite in prepared.suites.values()
-        )
-        if missing and checkpoints.read(prepared.root, checkpoint) is not None:
+        if checkpoints.read(prepared.root, checkpoint) is None:
+            continue
+        if not all(is_scored(prepared, checkpoint, suite) for suite in prepared.suites.values()):
             folder = checkpoints.folder_of(prepared.root, checkpoint)
             checkpoints.verify(folder)
             model = models.load_model(folder)
@@ -430,19 +458,22 @@ def _score(
     # Scores must not depend on who called: the same threads in a worker, a rerun or a launch.
     torch.set_num_threads(prepared.recipe.cpu_threads)
     for suite in prepared.suites.values():
-        folder = score_folder(prepared, checkpoint, suite)
-        if folder.is_dir():
+        if is_scored(prepared, checkpoint, suite):
             continue
+        folder = score_folder(prepared, checkpoint, suite)
         remove_partials(folder.parent)
+        dirty = dirty_docs(prepared, checkpoint, suite)
         evaluation = harness.score(
             model,
             suite,
             tokenizer=tokenizer,
             mirror=prepared.mirror,
-            dirty=prepared.certificate.dirty_items.get(suite.name, {}),
+            dirty=dirty,
             progress=lambda what, done, total: progress(f"{label}: {what}", done, total),
         )
-        scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint)
+        if folder.is_dir():  # scored when other docs counted as dirty
+            shutil.rmtree(folder)
+        scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint, dirty=dirty)
 
 
 @contextmanager

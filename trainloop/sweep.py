@@ -120,6 +120,14 @@ def run_sweep(prepared: Prepared, *, progress: Progress = silent) -> dict[str, A
     return result
 
 
+def finished_cells(prepared: Prepared) -> tuple[int, int]:
+    """How many cells of the sweep are trained and scored already, and how many there are."""
+    assert prepared.recipe.sweep is not None
+    sweep = prepared.recipe.sweep
+    cells = [(variant, seed) for variant in sweep.variants for seed in sweep.seeds]
+    return sum(_finished(prepared, *cell) is not None for cell in cells), len(cells)
+
+
 def compare(
     a: str,
     b: str,
@@ -156,11 +164,13 @@ def _compare_on(
     from evalsuite.stats import paired_difference
 
     keys, scale = _items_and_scales(rows_a + rows_b, suite, wanted)
-    if not keys:
-        raise UserError(
-            f"variants {a!r} and {b!r} have no item of {suite.name} {capability!r} scored in all "
-            "of their runs; see the errors in the item rows"
-        )
+    present = {task for task, _ in keys}
+    for task in [t.task for name in wanted for t in suite.capabilities[name]]:
+        if task not in present or len(keys) < 2:
+            raise UserError(
+                f"variants {a!r} and {b!r} cannot be compared on {suite.name}: too few items of "
+                f"task {task!r} are scored in all of their runs; see the errors in the item rows"
+            )
     matrix_a = _matrix(rows_a, keys, scale)
     matrix_b = _matrix(rows_b, keys, scale)
     found: Difference = paired_difference(matrix_a, matrix_b)
@@ -193,7 +203,8 @@ def _items_and_scales(
     """Items scored in every run, and the factor by which each counts.
 
     With the factors, the plain mean over all items is the mean over capabilities of the
-    means over their tasks of chance-corrected values.
+    means over their tasks of chance-corrected values, where a task's items count by their
+    weights (bytes, for bits per byte), as they do in its score.
     """
     import numpy as np
 
@@ -202,16 +213,17 @@ def _items_and_scales(
         for rows in runs
     ]
     keys = sorted(set.intersection(*scored))
-    per_task: dict[str, int] = {}
-    for task, _ in keys:
-        per_task[task] = per_task.get(task, 0) + 1
+    weights = {(r.task, r.doc_id): r.weight for r in runs[0]}
+    total: dict[str, float] = {}
+    for key in keys:
+        total[key[0]] = total.get(key[0], 0.0) + weights[key]
     factor = {}
     for capability in wanted:
-        tasks = [t for t in suite.capabilities[capability] if t.task in per_task]
+        tasks = [t for t in suite.capabilities[capability] if t.task in total]
         for task in tasks:
-            share = 1 / (len(wanted) * len(tasks) * per_task[task.task])
+            share = 1 / (len(wanted) * len(tasks) * total[task.task])
             factor[task.task] = len(keys) * share / (1 - task.chance)
-    return keys, np.array([factor[task] for task, _ in keys])
+    return keys, np.array([factor[key[0]] * weights[key] for key in keys])
 
 
 def _matrix(
@@ -227,25 +239,30 @@ def _matrix(
 
 
 def verdict_sentence(comparisons: list[Comparison], suite: Suite) -> str:
-    """What the sweep decided, in one line per pair of variants, that can be quoted."""
+    """What the sweep decided, in one line per pair of variants, that can be quoted.
+
+    A suite of bits per byte alone has no overall; each of its capabilities gets a line.
+    """
     lines = []
-    for row in comparisons:
-        if row.capability != ALL:
-            continue
-        size, low, high = (100 * x for x in (row.difference, row.low, row.high))
+    for row in [row for row in comparisons if row.capability == ALL] or comparisons:
+        share = row.unit == "share"
+        scale, digits, unit = (100, 1, "points") if share else (1, 3, "bits per byte")
+        where = "overall" if row.capability == ALL else f"on {row.capability}"
+        size, low, high = (scale * x for x in (row.difference, row.low, row.high))
         basis = f"{row.items} items x {row.seeds} seeds of {suite.name}"
         if row.verdict == "not identified":
             lines.append(
-                f"not identified: {row.a} minus {row.b} is {size:+.1f} points overall "
-                f"[{low:+.1f}, {high:+.1f}], an interval that holds zero ({basis})"
+                f"not identified: {row.a} minus {row.b} is {size:+.{digits}f} {unit} {where} "
+                f"[{low:+.{digits}f}, {high:+.{digits}f}], an interval that holds zero ({basis})"
             )
             continue
         won, lost = (row.a, row.b) if row.verdict == "better" else (row.b, row.a)
-        if row.verdict == "worse":
+        if size < 0:
             size, low, high = -size, -high, -low
         sure = max(row.probability_better, 1 - row.probability_better)
         lines.append(
-            f"{won} beats {lost} overall by {size:.1f} points [{low:.1f}, {high:.1f}], "
+            f"{won} beats {lost} {where} by {size:.{digits}f} {unit} "
+            f"[{low:.{digits}f}, {high:.{digits}f}], "
             f"probability {min(sure, 0.999):.3f} ({basis})"
         )
     return "; ".join(lines)
@@ -261,6 +278,9 @@ def capability_lines(result: dict[str, Any]) -> list[str]:
         scale, unit = (100, "points") if share else (1, "bits per byte")
         size, low, high = (scale * row[name] for name in ("difference", "low", "high"))
         ahead, behind = row["a"], row["b"]
+        if low == high == 0:
+            lines.append(f"{row['capability']}: {ahead} and {behind} are equal on every item")
+            continue
         if (size < 0) == share:
             ahead, behind = behind, ahead
         if size < 0:
@@ -302,6 +322,7 @@ def _in_processes(
     label = f"sweep {prepared.recipe.name}: {len(cells)} cells"
     runs: dict[tuple[str, int], Run] = {}
     failed: list[str] = []
+    progress(label, 0, len(cells))
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(reports, os.getpid())
     ) as pool:
@@ -320,7 +341,8 @@ def _in_processes(
                 except BrokenProcessPool:
                     failed.append(f"{cell[0]} seed {cell[1]}: its process died (out of memory?)")
                 except Exception as error:
-                    failed.append(f"{cell[0]} seed {cell[1]}: {type(error).__name__}: {error}")
+                    why = " ".join(f"{type(error).__name__}: {error}".split())
+                    failed.append(f"{cell[0]} seed {cell[1]}: {why}")
                 progress(label, len(cells) - len(waiting), len(cells))
     if failed:
         raise UserError(
