@@ -27,7 +27,12 @@ from typing import Any
 import numpy as np
 
 from evalsuite.errors import UserError
-from evalsuite.files import content_id, full_disk_is_a_user_error, publish_file
+from evalsuite.files import (
+    content_id,
+    full_disk_is_a_user_error,
+    publish_file,
+    remove_partials,
+)
 from evalsuite.progress import Progress, silent
 from trainloop import checkpoint as checkpoints
 from trainloop.data import Batch, BatchPlan
@@ -310,6 +315,7 @@ def _metrics_log(
 
     path = root / "stages" / this_stage_id / "metrics.jsonl"
     kept = []
+    remove_partials(path.parent)
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             # A kill may cut the last line short; it is past the last checkpoint anyway.

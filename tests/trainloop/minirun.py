@@ -7,8 +7,11 @@ process = start(["train", str(recipe)], log)         # in one that may be killed
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +43,7 @@ SUITE = {
 }
 
 _processes = multiprocessing.get_context("forkserver")
-# Each child starts with everything imported: a kill costs no import.
+# Each child starts with everything imported and compiled: a kill costs no start.
 _processes.set_forkserver_preload(["tests.trainloop.preload"])
 
 
@@ -111,7 +114,7 @@ def write_recipe(folder: Path, text: dict[str, Any] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows = microworld.documents("math_steps", count=300, seed=0)
     (folder / "sums.jsonl").write_text("".join(canonical_json(row) + "\n" for row in rows))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(SUITE))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(SUITE, sort_keys=False))
     recipe = folder / "mini.yaml"
     recipe.write_text(yaml.safe_dump(text or recipe_text(), sort_keys=False))
     return recipe
@@ -163,6 +166,39 @@ def kill_when(process: Any, due: Callable[[], bool], *, seconds: float = 60) -> 
     assert process.exitcode == -9
 
 
+def wait_until(true: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
+    """Return as soon as `true()`; an AssertionError saying `what` did not happen in time."""
+    deadline = time.monotonic() + seconds
+    idle = threading.Event()
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        idle.wait(0.01)
+
+
 def lines_of(path: Path) -> int:
     """Whole lines of a file; 0 while it is missing."""
     return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+class Command:
+    """A program in a process of its own, with the methods `kill_when` needs."""
+
+    def __init__(self, command: Sequence[str], folder: Path, log: Path) -> None:
+        with log.open("a") as out:
+            self._process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
+        self.pid = self._process.pid
+        self.kill = self._process.kill
+
+    @property
+    def exitcode(self) -> int | None:
+        """None while it runs; minus the signal that ended it."""
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self.exitcode is None
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until it ends, or so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)

@@ -346,5 +346,5 @@ def test_two_suites_of_one_name_are_an_error(copy):
     (copy.folder / "again.yaml").write_text((copy.folder / "tiny.yaml").read_text())
     text = minirun.recipe_text() | {"suites": ["tiny.yaml", "again.yaml"]}
     copy.recipe.write_text(yaml.safe_dump(text))
-    with pytest.raises(UserError, match="'again.yaml' is a second suite named 'tiny'"):
+    with pytest.raises(UserError, match=r"'again\.yaml' is a second suite named 'tiny'"):
         minirun.ready(copy.recipe, copy.root)
