@@ -108,7 +108,7 @@ def score(
         stack.enter_context(quiet())
         stack.enter_context(random_state_put_back())
         if isinstance(model, (str, Path)):
-            model, tokenizer = load_model(model, device=device)
+            model, tokenizer = load_model(model, mirror=mirror, device=device)
         elif tokenizer is None:
             raise UserError("a live model needs its tokenizer: score(model, suite, tokenizer=...)")
         stack.enter_context(modes_put_back(model))

@@ -25,44 +25,31 @@ from evalsuite.errors import UserError
 
 
 def load_model(
-    name: str | Path, *, device: str | None = None
+    name: str | Path, *, mirror: Path | None = None, device: str | None = None
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a folder, else from the hub; safetensors only."""
-    folder = Path(name).expanduser()
-    local = folder.exists()
-    looks_local = isinstance(name, Path) or str(name).startswith((".", "/", "~"))
-    if local and not (folder / "config.json").is_file():
-        raise UserError(f"model {name}: no config.json there; give a Hugging Face model folder")
-    if not local and (looks_local or str(name).count("/") > 1):
-        raise UserError(f"model {name}: no such folder")
-    options = {"local_files_only": local, "trust_remote_code": False}
-    place = str(folder) if local else str(name)
+    """A model and its tokenizer: a folder, the mirror's, or the hub's; safetensors only."""
+    folder = hubdata.model_folder(str(name), base=Path(), mirror=mirror)
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with quiet(), _reaching_hub_only_if(not local):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                place, use_safetensors=True, dtype="auto", **options
+                folder, use_safetensors=True, dtype="auto", **options
             )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        kind = "cannot be loaded" if local else "is no folder, and the hub does not give it"
-        raise UserError(f"model {name} {kind} ({type(error).__name__}: {reason})") from error
+        raise UserError(
+            f"model {name} cannot be loaded ({type(error).__name__}: {reason}); "
+            "give a whole Hugging Face model folder with safetensors weights"
+        ) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "safetensors":
             raise
-        raise UserError(f"model {name}: its weights are cut short or broken ({error})") from error
+        raise UserError(
+            f"model {name}: its weights are cut short or broken ({error}); make or fetch them again"
+        ) from error
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(torch.device(target)), tokenizer
-
-
-@contextmanager
-def _reaching_hub_only_if(needed: bool) -> Iterator[None]:
-    """A local folder needs no look at the hub, not even at its name."""
-    if not needed:
-        yield
-        return
-    with hubdata.hub_offline_when_unreachable():
-        yield
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def test_the_mirror_may_come_from_the_environment_and_a_limit_is_told(
     [
         ({"model": "missing/folder/x"}, "model missing/folder/x: no such folder"),
         ({"model": "./missing"}, "no such folder"),
-        ({"model": "nobody/nothing"}, "is no folder, and the hub does not give it"),
+        ({"model": "nobody/nothing"}, "model nobody/nothing cannot be had: no folder"),
         ({"suite": "micro-dv"}, "did you mean 'micro-dev'"),
         ({"limit": "0"}, "limit is 0"),
         ({"batch-size": "0"}, "batch size is 0"),

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from evalsuite import hubdata
 from evalsuite.errors import UserError
 from evalsuite.hubdata import load_map, rows
 
@@ -142,3 +143,14 @@ def test_the_micro_world_needs_neither_mirror_nor_network():
     assert rows("assay/microworld", "micro_math", "dev", mirror=None)
     with pytest.raises(UserError, match="micro_math"):
         rows("assay/microworld", "micro_mat", "dev", mirror=None)
+
+
+def test_a_model_is_a_folder_or_the_mirrors_copy_of_a_name(shared, tmp_path):
+    name, folder = "karpathy/tinyllamas-stories260K", shared / "models" / "stories260K"
+    assert hubdata.model_folder(name, base=tmp_path, mirror=shared) == folder
+    assert hubdata.model_folder("stories260K", base=folder.parent, mirror=None) == folder
+    with pytest.raises(UserError, match="no hub name"):
+        hubdata.model_folder("gone", base=tmp_path, mirror=shared)
+    (tmp_path / "mirror.yaml").write_text("sets: []\nmodels: {a/b: models/b}\n")
+    with pytest.raises(UserError, match="lacks models/b"):
+        hubdata.model_folder("a/b", base=tmp_path, mirror=tmp_path)

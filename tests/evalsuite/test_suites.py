@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
 
+from evalsuite import taskfiles
 from evalsuite.errors import UserError
 from evalsuite.suites import list_suites, load_suite
 from evalsuite.taskfiles import find_task
@@ -77,3 +79,19 @@ def test_only_the_harness_imports_lm_eval(repository: Path):
                 if any(name.partition(".")[0] == "lm_eval" for name in names):
                     importers.add(path.relative_to(repository).as_posix())
     assert importers == {"evalsuite/harness.py"}
+
+
+def test_a_changed_task_file_or_checker_makes_another_suite(tmp_path, monkeypatch):
+    own = tmp_path / "tasks"
+    shutil.copytree(taskfiles.OWN, own)
+    shutil.copytree(taskfiles.OWN.parent / "microworld", tmp_path / "microworld")
+    monkeypatch.setattr(taskfiles, "OWN", own)
+    seen = [load_suite("micro-dev").fingerprint]
+    assert load_suite("micro-dev").fingerprint == seen[0]
+    for file in ("micro_math.yaml", "checkers.py", "../../microworld/world.py"):
+        with (own / "micro" / file).open("a") as handle:
+            handle.write("# changed\n")
+        seen.append(load_suite("micro-dev").fingerprint)
+    (own / "real" / "gsm8k_short.yaml").write_text("task: gsm8k_short\n")
+    seen.append(load_suite("micro-dev").fingerprint)
+    assert len(set(seen)) == 4, "a task of another suite does not count"
