@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -55,11 +56,11 @@ def publish(final: Path) -> Iterator[Path]:
     If `final` already exists then, it wins and ours is dropped: names are content
     addresses, so both hold the same. Raises UserError on a full disk.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
     work = _partial(final)
     try:
-        work.mkdir()
         with full_disk_is_a_user_error(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            work.mkdir()
             yield work
             for path in sorted(work.rglob("*")):
                 if path.is_file():
@@ -77,13 +78,14 @@ def publish(final: Path) -> Iterator[Path]:
 @contextmanager
 def publish_file(final: Path) -> Iterator[TextIO]:
     """Yield a UTF-8 text file that replaces `final` by one rename when the block ends well."""
-    final.parent.mkdir(parents=True, exist_ok=True)
     work = _partial(final)
     try:
-        with full_disk_is_a_user_error(final), work.open("w", encoding="utf-8") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+        with full_disk_is_a_user_error(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with work.open("w", encoding="utf-8") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
         os.replace(work, final)
         _sync(final.parent)
     finally:
@@ -143,16 +145,30 @@ def _is_alive(pid: int) -> bool:
 
 @contextmanager
 def full_disk_is_a_user_error(place: Path) -> Iterator[None]:
-    """Turn 'no space left' into one line that names `place`."""
+    """Turn 'no space left' into one line that names `place`, or what it is part of."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _says_full(error):
             raise
+        for part in (place, *place.parents):
+            if part.name.startswith(".") and part.name.endswith(".partial"):
+                place = part.with_name(part.name[1:].rsplit(".", 2)[0])
         raise UserError(
             f"{place}: no space left on the disk while writing; nothing half-written was kept: "
             "free some space, or choose another folder with --runs, and run again"
         ) from error
+
+
+def _says_full(error: Exception) -> bool:
+    """Whether an exception means a full disk; numpy, safetensors and tokenizers have their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    native = ("No space left on device (os error", "Disk quota exceeded (os error")
+    return any(words in text for words in native) or bool(
+        re.fullmatch(r"\d+ requested and \d+ written", text)
+    )
 
 
 def open_bytes(path: Path) -> IO[bytes]:

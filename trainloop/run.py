@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from evalsuite import hubdata, scorefiles
 from evalsuite.errors import UserError
-from evalsuite.files import content_id, read_jsonl, remove_partials, write_json
+from evalsuite.files import (
+    content_id,
+    full_disk_is_a_user_error,
+    read_jsonl,
+    remove_partials,
+    write_json,
+)
 from evalsuite.progress import Progress, silent
 from evalsuite.records import Suite
 from evalsuite.suites import load_suite
@@ -483,8 +489,10 @@ def _stage_lock(root: Path, stage_id: str, *, enabled: bool) -> Iterator[None]:
         yield
         return
     path = root / "stages" / stage_id / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    with full_disk_is_a_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
