@@ -97,12 +97,24 @@ def quickstart(runs: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point of the `assay` command."""
+    """Entry point of the `assay` command; always ends with SystemExit."""
     try:
-        return cli.main(args=arguments, prog_name="assay")
+        sys.exit(cli.main(args=arguments, prog_name="assay", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except UserError as error:
         print(f"assay: {error}", file=sys.stderr)
         sys.exit(2)
+    except click.ClickException as error:
+        # Click's own complaint takes three lines; ours is one.
+        context = getattr(error, "ctx", None)
+        way_out = f"; see: {context.command_path} --help" if context else ""
+        print(f"assay: {error.format_message().rstrip('.')}{way_out}", file=sys.stderr)
+        sys.exit(2)
+    except click.Abort:
+        print("assay: stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
