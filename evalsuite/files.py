@@ -65,12 +65,12 @@ def publish(final: Path) -> Iterator[Path]:
             for path in sorted(work.rglob("*")):
                 if path.is_file():
                     _sync(path)
-        try:
-            os.rename(work, final)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        _sync(final.parent)
+            try:
+                os.rename(work, final)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            _sync(final.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -86,8 +86,8 @@ def publish_file(final: Path) -> Iterator[TextIO]:
                 yield handle
                 handle.flush()
                 os.fsync(handle.fileno())
-        os.replace(work, final)
-        _sync(final.parent)
+            os.replace(work, final)
+            _sync(final.parent)
     finally:
         work.unlink(missing_ok=True)
 
