@@ -7,6 +7,7 @@ A user's mistake is one line on standard error and exit code 2; a bug keeps its 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -111,6 +112,12 @@ def main(arguments: list[str] | None = None) -> Any:
         context = getattr(error, "ctx", None)
         way_out = f"; see: {context.command_path} --help" if context else ""
         print(f"assay: {error.format_message().rstrip('.')}{way_out}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise
+        reason = f"{error.strerror}: choose another place, or change what may be written there"
+        print(f"assay: {error.filename}: {reason}", file=sys.stderr)
         sys.exit(2)
     except click.Abort:
         print("assay: stopped", file=sys.stderr)

@@ -303,6 +303,41 @@ def mount(place: Path, kilobytes: int) -> bool:
     return subprocess.run([program, *options], capture_output=True).returncode == 0
 
 
+def whole_but(file: str, damage: str, whole: Path, folder: Path) -> Path:
+    """A recipe in `folder` that starts from a model folder with one damaged file."""
+    source = sorted((whole / "runs" / "checkpoints").iterdir())[0]
+    shutil.copytree(source, folder / "weights")
+    place = folder / "weights" / file
+    if damage == "cut":
+        os.truncate(place, place.stat().st_size // 2)
+    else:
+        place.unlink()
+    text = minirun.recipe_text()
+    text["model"] = {"path": "./weights", "chat_template": text["model"]["chat_template"]}
+    return minirun.write_recipe(folder, text)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_a_model_folder_with_a_file(file, damage, whole, tmp_path, capsys):
+    """...cut short or missing is named, and nothing is trained."""
+    recipe = whole_but(file, damage, whole, tmp_path)
+    line = said(["train", str(recipe), "--runs", str(tmp_path / "runs")], capsys)
+    assert f"{tmp_path / 'weights'}: " in line
+    assert not (tmp_path / "runs" / "checkpoints").exists()
+    assert half_written(tmp_path) == []
+
+
+def test_a_run_folder_below_a_file(whole, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    line = said(
+        ["train", str(whole / "mini.yaml"), "--runs", str(tmp_path / "file" / "runs")], capsys
+    )
+    assert line.startswith(f"assay: {tmp_path / 'file' / 'runs'}") and "Not a directory" in line
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Path]]:
     """A folder on a disk of so many kilobytes.

@@ -8,6 +8,7 @@ tokenizer. Weights are drawn from the seed alone. Only safetensors are read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
 
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{folder}: no tokenizer_config.json there; this is no Hugging Face folder")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _broken_files_are_a_user_error(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if tokenizer.eos_token_id is None:
@@ -142,10 +144,26 @@ def load_model(folder: Path) -> Any:
     disable_progress_bar()  # ours is the one progress display
     if not any(_is_weights(f) for f in folder.iterdir()):
         raise UserError(f"{folder}: no safetensors weights there; other formats are not read")
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        attn_implementation="sdpa",
-        dtype="float32",
-    )
+    with _broken_files_are_a_user_error(folder):
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype="float32",
+        )
+
+
+@contextmanager
+def _broken_files_are_a_user_error(folder: Path) -> Iterator[None]:
+    """What the loaders raise for files that are cut short, missing or of an unknown kind."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{folder}: its files cannot be loaded ({type(error).__name__}: {reason}); "
+            "fetch or save the model anew"
+        ) from error

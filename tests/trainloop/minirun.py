@@ -154,16 +154,18 @@ def _assay(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     assay.main(arguments)
 
 
-def kill_when(process: Any, due: Callable[[], bool], *, seconds: float = 60) -> None:
-    """SIGKILL the process as soon as `due()`; an AssertionError if it ended before."""
+def kill_when(process: Any, due: Callable[[], bool], *, seconds: float = 60) -> bool:
+    """SIGKILL the process as soon as `due()`; False if it ended, and well, before that was seen."""
     deadline = time.monotonic() + seconds
     while not due():
-        assert process.is_alive(), "the process ended before its moment came"
+        if not process.is_alive():
+            assert process.exitcode == 0, "the process failed before its moment came"
+            return False
         assert time.monotonic() < deadline, f"its moment did not come within {seconds} s"
         process.join(0.001)
     process.kill()
     process.join()
-    assert process.exitcode == -9
+    return process.exitcode == -9
 
 
 def wait_until(true: Callable[[], bool], what: str, *, seconds: float = 60) -> None:

@@ -71,7 +71,7 @@ def test_a_sweep_killed_and_run_again_trains_shared_stages_once_and_decides(alon
         return True
 
     process = minirun.start(command, log)
-    minirun.kill_when(process, one_cell_is_training, seconds=120)
+    assert minirun.kill_when(process, one_cell_is_training, seconds=120)
     assert workers, "cells run in processes of their own"
     assert not list(root.glob("sweeps/*/sweep.json"))
     minirun.wait_until(lambda: not any(map(is_alive, workers)), "its workers die with it")
