@@ -11,6 +11,7 @@ its UserError gets the file and line in front. Loading runs no code from the fil
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -176,7 +177,11 @@ def _plain(node: yaml.Node, place: str) -> Any:
         return {str(key.value): _plain(value, place) for key, value in _pairs(node, place)}
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, place) for item in node.value]
-    return yaml.safe_load(yaml.serialize(node))
+    value = yaml.safe_load(yaml.serialize(node))
+    if isinstance(value, str) and getattr(node, "style", None) is None:
+        with contextlib.suppress(ValueError):
+            return float(value)  # 1e-5 is a number everywhere but in YAML 1.1
+    return value
 
 
 def _is_null(node: yaml.Node) -> bool:

@@ -198,11 +198,20 @@ def _say_data(prepared: Prepared) -> None:
 
 
 def _say_scores(prepared: Prepared, run: Run) -> None:
-    """The aggregate scores after each stage."""
+    """What each stage had to cut, and the aggregate scores after it."""
+    from evalsuite.files import read_json
     from evalsuite.records import ALL
     from evalsuite.scorefiles import read_evaluation
     from trainloop.run import score_folder
 
+    for plan in run.stages:
+        about = read_json(prepared.root / "stages" / plan.id / "data.json")
+        for source, cut in about["cut_documents"].items():
+            if cut:
+                click.echo(
+                    f"stage {plan.stage.name}: {cut:,} conversations of {source} were longer than "
+                    f"{plan.stage.sequence_length:,} tokens and cut there"
+                )
     for suite in prepared.suites.values():
         for plan in run.stages:
             final = plan.checkpoint_ids[-1]

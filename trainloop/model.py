@@ -118,6 +118,7 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
 def fresh_model(model: Model, tokenizer: Any, *, seed: int) -> Any:
     """A model of `model.config` with weights drawn from `seed`, in float32."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {k: v for k, v in model.config.items() if k != "model_type"}
@@ -131,8 +132,8 @@ def fresh_model(model: Model, tokenizer: Any, *, seed: int) -> Any:
         config = AutoConfig.for_model(model.config["model_type"], **(special | settings))
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        first = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"model config {model.config}: transformers refuses it: {first}") from error
 
 

@@ -6,6 +6,7 @@ mixture varies. docs/recipes.md shows each key with an example.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,6 +84,10 @@ class Source:
             raise UserError("a micro-world source takes neither template, prompt nor plant")
         if self.leaks and not self.microworld:
             raise UserError("leaks are for micro-world sources; use 'plant' for other sources")
+        if self.seed and not self.microworld:
+            raise UserError(f"seed ({self.seed}) is for micro-world sources; drop it")
+        if (self.config or self.split != "train") and not self.hub:
+            raise UserError("config and split are for sources from the hub; drop them")
         if (self.prompt is None) != (self.response is None):
             raise UserError("prompt and response go together: give both or neither")
         if self.template is not None and self.prompt is not None:
@@ -279,6 +284,11 @@ class Recipe:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"two stages are named {name!r}")
+        for name in self.sources:
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+                raise UserError(
+                    f"source name {name!r}: it names a folder, so use letters, digits, . _ and -"
+                )
         for stage in self.stages:
             self._check_sources(stage.mixture, f"stage {stage.name!r}")
         if self.model.tokenizer:

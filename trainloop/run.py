@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decon.policy import load_policy
 from evalsuite import hubdata, scorefiles
 from evalsuite.errors import UserError
 from evalsuite.files import (
     content_id,
     full_disk_is_a_user_error,
+    publish_file,
     read_jsonl,
     remove_partials,
     write_json,
@@ -39,6 +41,7 @@ from trainloop.objectives import load_objective
 from trainloop.records import Checkpoint, Recipe, Stage
 
 if TYPE_CHECKING:
+    from decon.policy import Policy
     from decon.records import Certificate
 
 
@@ -118,6 +121,7 @@ def prepare(
     suites = _load_suites(recipe, base)
     for stage in recipe.stages:
         load_objective(stage.objective)
+    policy = load_policy(_beside(base, recipe.policy))
     folder = None
     if recipe.model.path is not None:
         folder = hubdata.model_folder(recipe.model.path, base=base, mirror=mirror)
@@ -129,7 +133,7 @@ def prepare(
         )
         for name in _used_sources(recipe)
     }
-    certificate, decon_folder = _decontaminate(recipe, suites, shards, root, mirror, progress)
+    certificate, decon_folder = _decontaminate(policy, suites, shards, root, mirror, progress)
     clean = {
         name: Clean(
             id=_clean_id(shard, decon_folder),
@@ -156,11 +160,16 @@ def _load_suites(recipe: Recipe, base: Path) -> dict[str, Suite]:
     """The recipe's suites by their own names, in its order; paths start at its folder."""
     suites: dict[str, Suite] = {}
     for given in recipe.suites:
-        suite = load_suite(base / given if given.endswith((".yaml", ".yml")) else given)
+        suite = load_suite(_beside(base, given))
         if suite.name in suites:
             raise UserError(f"suites: {given!r} is a second suite named {suite.name!r}; drop one")
         suites[suite.name] = suite
     return suites
+
+
+def _beside(base: Path, name: str) -> str:
+    """`name`, or where it lies from the recipe's folder when it is a file's."""
+    return str(base / name) if name.endswith((".yaml", ".yml")) else name
 
 
 def deciding_suite(prepared: Prepared) -> Suite:
@@ -180,33 +189,45 @@ def _used_sources(recipe: Recipe) -> list[str]:
 
 
 def _decontaminate(
-    recipe: Recipe,
+    policy: Policy,
     suites: dict[str, Suite],
     shards: dict[str, sources.Shards],
     root: Path,
     mirror: Path | None,
     progress: Progress,
 ) -> tuple[Certificate, Path]:
-    """The certificate of these shards against these suites, and its folder."""
-    from decon.policy import load_policy
+    """The certificate of these shards against these suites, and its folder.
+
+    A certificate is named by what decided it, the reference texts included, and these take
+    lm-eval to render. So known/ remembers which certificate a policy, suites and
+    sources led to: a finished run is recognised without lm-eval.
+    """
+    from decon.ngrams import NORMALISATION
     from decon.records import read_certificate
 
-    policy = load_policy(recipe.policy)
     fingerprints = {name: suite.fingerprint for name, suite in suites.items()}
-    key = [fingerprints, asdict(policy), {name: shard.id for name, shard in shards.items()}]
-    folder = root / "decon" / content_id(key)
-    if not folder.is_dir():
-        from decon.clean import clean
-        from decon.index import build_index
-        from evalsuite.references import references
+    ids = {name: shard.id for name, shard in shards.items()}
+    known = root / "known" / content_id([NORMALISATION, fingerprints, asdict(policy), ids])
+    if known.is_file():
+        folder = root / "decon" / known.read_text(encoding="utf-8")
+        if folder.is_dir():
+            return read_certificate(folder), folder
 
-        progress("references", 0, 1)
-        texts = [ref for suite in suites.values() for ref in references(suite, mirror=mirror)]
-        progress("references", 1, 1)
-        index = build_index(texts, policy=policy, suites=fingerprints)
-        files = {name: list(shard.files) for name, shard in shards.items()}
-        clean(files, index, folder, progress=progress)
-    return read_certificate(folder), folder
+    from decon.clean import clean
+    from decon.index import build_index
+    from decon.scan import find_shards, identify
+    from evalsuite.references import references
+
+    progress("references", 0, 1)
+    texts = [ref for suite in suites.values() for ref in references(suite, mirror=mirror)]
+    progress("references", 1, 1)
+    index = build_index(texts, policy=policy, suites=fingerprints)
+    files = {name: list(shard.files) for name, shard in shards.items()}
+    folder = root / "decon" / identify(find_shards(files, ()), index, ()).id
+    certificate = clean(files, index, folder, progress=progress)
+    with publish_file(known) as handle:
+        handle.write(folder.name)
+    return certificate, folder
 
 
 def _clean_id(shard: sources.Shards, folder: Path) -> str:
@@ -375,22 +396,17 @@ def _train(
         for name in used
     }
     batches = data.plan_batches(tokens, stage, objective, seed=plan.seed)
-    newest = train.newest_step(stage, plan.id, root)
-    parent = plan.start.parent if plan.start.is_checkpoint else None
-    flops = 0.0
-    if parent is not None:
-        record = checkpoints.read(root, parent)
-        assert record is not None, "stages are trained in order"
-        flops = record.flops
-    source = train.checkpoint_id(plan.id, newest) if newest else parent
-    if source is not None:
-        folder = checkpoints.folder_of(root, source)
-        checkpoints.verify(folder)
-        model = models.load_model(folder)
-    elif prepared.model_folder is not None:
-        model = models.load_model(prepared.model_folder)
-    else:
-        model = models.fresh_model(recipe.model, tokenizer, seed=plan.seed)
+    if accelerator.is_main_process:
+        cut = {name: source.too_long for name, source in tokens.items()}
+        about = {"epochs": batches.epochs, "cut_documents": cut}
+        write_json(root / "stages" / plan.id / "data.json", about)
+    model = _starting_model(prepared, plan, tokenizer)
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and stage.sequence_length > room:
+        raise UserError(
+            f"stage {stage.name!r}: sequence_length is {stage.sequence_length:,}, but the model "
+            f"has positions for {room:,} (max_position_embeddings)"
+        )
 
     def after_checkpoint(live: Any, checkpoint: Checkpoint) -> None:
         _score(prepared, checkpoint.id, live, tokenizer, label, progress)
@@ -401,7 +417,7 @@ def _train(
         objective,
         model,
         tokenizer,
-        replace(plan.start, flops=flops),
+        replace(plan.start, flops=_flops_before(prepared, plan)),
         accelerator,
         root=root,
         this_stage_id=plan.id,
@@ -412,6 +428,28 @@ def _train(
         progress=progress,
         label=label,
     )
+
+
+def _starting_model(prepared: Prepared, plan: StagePlan, tokenizer: Any) -> Any:
+    """The stage's newest checkpoint, else its parent, else the recipe's model."""
+    newest = train.newest_step(plan.stage, plan.id, prepared.root)
+    parent = plan.start.parent if plan.start.is_checkpoint else None
+    source = train.checkpoint_id(plan.id, newest) if newest else parent
+    if source is not None:
+        folder = checkpoints.folder_of(prepared.root, source)
+        checkpoints.verify(folder)
+        return models.load_model(folder)
+    if prepared.model_folder is not None:
+        return models.load_model(prepared.model_folder)
+    return models.fresh_model(prepared.recipe.model, tokenizer, seed=plan.seed)
+
+
+def _flops_before(prepared: Prepared, plan: StagePlan) -> float:
+    if not plan.start.is_checkpoint:
+        return 0.0
+    record = checkpoints.read(prepared.root, plan.start.parent)
+    assert record is not None, "stages are trained in order"
+    return record.flops
 
 
 def _tokenizer_folder(prepared: Prepared, progress: Progress) -> Path:

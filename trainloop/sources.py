@@ -166,8 +166,8 @@ def _documents(
         return
     yield from _plant_rows(source.plant, mirror)
     rows = _file_rows(source, base) if source.files else _hub_rows(source, mirror)
-    for place, row in islice(rows, source.documents):
-        yield from _shape(name, source, place, row)
+    for number, (place, row) in enumerate(islice(rows, source.documents), 1):
+        yield from _shape(name, source, f"{name}-{number}", place, row)
 
 
 def _leaks(source: Source) -> Any:
@@ -239,9 +239,10 @@ def _hub_rows(source: Source, mirror: Path | None) -> Iterator[tuple[str, dict[s
         yield f"{name}:{number}", row
 
 
-def _shape(name: str, source: Source, place: str, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row as documents of the canonical shape."""
-    key = content_id([place, row], 12)
+def _shape(
+    name: str, source: Source, key: str, place: str, row: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """One row as documents of the canonical shape; `key` is the id of one that brings none."""
     if source.prompt is not None and source.response is not None:
         turns = [("user", source.prompt), ("assistant", source.response)]
         messages = [{"role": r, "content": _fill(template, row, place)} for r, template in turns]
@@ -249,6 +250,14 @@ def _shape(name: str, source: Source, place: str, row: dict[str, Any]) -> Iterat
     elif source.template is not None:
         yield from _cut(key, _fill(source.template, row, place))
     elif isinstance(row.get("messages"), list):
+        for message in row["messages"]:
+            if not isinstance(message, dict) or not all(
+                isinstance(message.get(part), str) for part in ("role", "content")
+            ):
+                raise UserError(
+                    f"{place}: source {name!r}: each of 'messages' needs a text 'role' and a text "
+                    f"'content', but one is {str(message)[:80]!r}"
+                )
         yield {"id": str(row.get("id", key)), "messages": row["messages"]}
     elif isinstance(row.get("text"), str):
         yield from _cut(str(row.get("id", key)), row["text"])

@@ -122,7 +122,7 @@ def test_every_checkpoint_is_scored_on_every_suite(finished):
             folder = scores_of(finished.root, checkpoint)
             assert folder.name == f"tiny-{suite.fingerprint}"
             assert {f.name for f in folder.iterdir()} == {
-                "scores.jsonl", "items.parquet", "suite.json",
+                "scores.jsonl", "items.parquet", "suite.json", "dirty.json",
             }  # fmt: skip
             evaluation = read_evaluation(folder)
             assert len(evaluation.items) == 2 * minirun.ITEMS

@@ -32,7 +32,20 @@ def _text(document: dict[str, Any], tokenizer: Any) -> str:
             f"document {document.get('id')!r} is a conversation, but the tokenizer has no chat "
             "template: give the recipe's model a chat_template"
         )
-    return str(tokenizer.apply_chat_template(document["messages"], tokenize=False))
+    return render(tokenizer, document["messages"])
+
+
+def render(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    """The turns as one text by the chat template; UserError when it is no template for them."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template cannot render a conversation ({error}): mend the recipe's "
+            "model.chat_template, or the conversation's roles"
+        ) from error
 
 
 def loss(model: Any, batch: dict[str, Any]) -> Any:

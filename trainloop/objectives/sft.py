@@ -15,7 +15,7 @@ from typing import Any
 
 from evalsuite.errors import UserError
 from trainloop.objectives import Encoded, Objective
-from trainloop.objectives.next_token import loss
+from trainloop.objectives.next_token import loss, render
 
 
 def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Encoded]:
@@ -43,19 +43,13 @@ def _render(document: dict[str, Any], tokenizer: Any) -> tuple[str, list[tuple[i
             f"document {document.get('id')!r} has no 'messages', which objective 'sft' needs; "
             "give its source prompt and response templates"
         )
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = render(tokenizer, messages)
     spans = []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = tokenizer.apply_chat_template(
-            messages[:turn], tokenize=False, add_generation_prompt=True
-        )
-        through = (
-            text
-            if turn == len(messages) - 1
-            else tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
-        )
+        before = render(tokenizer, messages[:turn], add_generation_prompt=True)
+        through = text if turn == len(messages) - 1 else render(tokenizer, messages[: turn + 1])
         if not (text.startswith(through) and through.startswith(before)):
             raise UserError(
                 f"document {document.get('id')!r}: the chat template does not render the first "
