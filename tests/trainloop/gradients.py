@@ -1,6 +1,6 @@
 """Gradients of a batch over however many processes run this; for test_distributed.py.
 
-torchrun --nproc-per-node 2 -m tests.trainloop.gradients RECIPE RUNS OUT.json
+RANK=0 WORLD_SIZE=2 ... python -m tests.trainloop.gradients RECIPE RUNS OUT.json
 """
 
 from __future__ import annotations

@@ -137,15 +137,14 @@ def finish(recipe: Path, root: Path, **options: Any) -> tuple[Prepared, Run]:
     return prepared, run_stages(prepared, **({"seed": prepared.recipe.seed} | options))
 
 
-def start(arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Any:
+def start(arguments: Sequence[str], log: Path) -> Any:
     """`assay ARGUMENTS` in a process of its own, which writes what it says to `log`."""
-    process = _processes.Process(target=_assay, args=(list(arguments), str(log), environment or {}))
+    process = _processes.Process(target=_assay, args=(list(arguments), str(log)))
     process.start()
     return process
 
 
-def _assay(arguments: list[str], log: str, environment: dict[str, str]) -> None:
-    os.environ.update(environment)
+def _assay(arguments: list[str], log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -185,9 +184,16 @@ def lines_of(path: Path) -> int:
 class Command:
     """A program in a process of its own, with the methods `kill_when` needs."""
 
-    def __init__(self, command: Sequence[str], folder: Path, log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        log: Path,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        told = os.environ | (environment or {})
         with log.open("a") as out:
-            self._process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
+            self._process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=told)
         self.pid = self._process.pid
         self.kill = self._process.kill
 

@@ -82,7 +82,25 @@ def test_in_float64_two_processes_have_the_gradient_of_one(finished, repository,
     alone = gradients(finished.recipe, root)
     out = tmp_path / "two.json"
     command = ["-m", "tests.trainloop.gradients", str(finished.recipe), str(root), str(out)]
-    launch("torchrun", command, repository, tmp_path / "log")
+    port = free_port()
+    ranks = [
+        minirun.Command(
+            [sys.executable, *command],
+            repository,
+            tmp_path / f"log-{rank}",
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(ranks):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / f"log-{rank}").read_text()
     both = read_json(out)
     assert (alone["ranks"], both["ranks"]) == (1, 2)
     assert both["loss"] == pytest.approx(alone["loss"], rel=1e-12)

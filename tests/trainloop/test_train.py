@@ -56,22 +56,25 @@ def train_to_end(
         if stop_after is not None and done >= stop_after:
             raise KilledError
 
-    final = train.train_stage(
-        stage,
-        plan,
-        objective,
-        model,
-        world.tokenizer,
-        world.start,
-        train.make_accelerator(),
+    leg = train.Leg(
+        stage=stage,
+        id=this_id,
+        start=world.start,
+        objective=objective,
+        plan=plan,
         root=root,
-        this_stage_id=this_id,
         seed=3,
         cpu_threads=1,
         certificate=None,
+        label="stage",
+    )
+    final = train.train_stage(
+        leg,
+        model,
+        world.tokenizer,
+        train.make_accelerator(),
         after_checkpoint=after_checkpoint,
         progress=progress,
-        label="stage",
     )
     return sha256_file(checkpoints.folder_of(root, final.id) / "model.safetensors")
 
