@@ -26,7 +26,7 @@ EXPECTED = {
     "assay eval list": "micro-unseen",
     "assay eval run micro-dev --model runs/checkpoints/ID": "knowledge",
     "assay data micro out --kind facts --count 1000": "out: 1,000 documents",
-    "assay decon scan micro-dev out/facts.jsonl": "micro_knowledge",
+    "assay decon scan micro-dev out/facts.jsonl": "no task above 2 %",
     "assay decon clean micro-dev out/facts.jsonl --out cleaned": "cleaned",
     "assay train recipes/quickstart.yaml": "micro-dev after sft: knowledge",
     "assay sweep quickstart": "4 of 4 cells are done already",

@@ -411,22 +411,25 @@ def _train(
     def after_checkpoint(live: Any, checkpoint: Checkpoint) -> None:
         _score(prepared, checkpoint.id, live, tokenizer, label, progress)
 
-    train.train_stage(
-        stage,
-        batches,
-        objective,
-        model,
-        tokenizer,
-        replace(plan.start, flops=_flops_before(prepared, plan)),
-        accelerator,
+    leg = train.Leg(
+        stage=stage,
+        id=plan.id,
+        start=replace(plan.start, flops=_flops_before(prepared, plan)),
+        objective=objective,
+        plan=batches,
         root=root,
-        this_stage_id=plan.id,
         seed=plan.seed,
         cpu_threads=recipe.cpu_threads,
         certificate=prepared.certificate.id,
+        label=label,
+    )
+    train.train_stage(
+        leg,
+        model,
+        tokenizer,
+        accelerator,
         after_checkpoint=after_checkpoint,
         progress=progress,
-        label=label,
     )
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from trainloop.schedules import rate
 
 LOOP_VERSION = 1
 """Part of every checkpoint's id: raise it when the loop would train other weights."""
+RANKS_WAIT_HOURS = 24
 LOG_SECONDS = 0.2
 """Least time between two calls of the progress display."""
 
@@ -88,10 +90,12 @@ def make_accelerator() -> Any:
     all believe to be rank 0; so it is asked for, and the world size is checked.
     """
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     rank, ranks = process_count()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    # The other ranks wait while rank 0 makes data or scores, which may take hours.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=RANKS_WAIT_HOURS))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     if accelerator.num_processes != ranks or accelerator.process_index != rank:
         raise UserError(
             f"{ranks} processes were launched, but accelerate joined "
@@ -184,25 +188,54 @@ def backward_step(
     return torch.stack(parts).sum()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leg:
+    """A stage about to be trained: what, from where, on which batches, and under which id."""
+
+    stage: Stage
+    id: str
+    start: Start
+    objective: Objective
+    plan: BatchPlan
+    root: Path
+    seed: int
+    cpu_threads: int
+    certificate: str | None
+    label: str
+    """Names the work in the progress display."""
+
+    def checkpoint(self, step: int, parameters: int) -> Checkpoint:
+        """The record of the checkpoint after `step` steps."""
+        tokens = step * self.stage.batch_tokens
+        return Checkpoint(
+            id=checkpoint_id(self.id, step),
+            parent=self.start.parent if self.start.is_checkpoint else None,
+            stage=self.stage.name,
+            stage_id=self.id,
+            objective=self.objective.name,
+            step=step,
+            tokens=tokens,
+            total_tokens=self.start.total_tokens + tokens,
+            final=step == self.stage.steps,
+            seed=self.seed,
+            mixture=dict(self.stage.mixture),
+            certificate=self.certificate,
+            flops=self.start.flops + 6.0 * parameters * tokens,
+            parameters=parameters,
+            cpu_threads=self.cpu_threads,
+        )
+
+
 def train_stage(
-    stage: Stage,
-    plan: BatchPlan,
-    objective: Objective,
+    leg: Leg,
     model: Any,
     tokenizer: Any,
-    start: Start,
     accelerator: Any,
     *,
-    root: Path,
-    this_stage_id: str,
-    seed: int,
-    cpu_threads: int,
-    certificate: str | None,
     after_checkpoint: Callable[[Any, Checkpoint], None],
     progress: Progress = silent,
-    label: str,
 ) -> Checkpoint:
-    """Train `model` through `stage`, saving and then scoring each due checkpoint; the last one.
+    """Train `model` through a stage, saving and then scoring each due checkpoint; the last one.
 
     `model` holds the weights the stage starts from, or those of the stage's newest
     checkpoint, from which it goes on. `after_checkpoint(model, checkpoint)` runs on rank 0
@@ -210,83 +243,71 @@ def train_stage(
     """
     import torch
 
-    torch.set_num_threads(cpu_threads)
-    first = newest_step(stage, this_stage_id, root)
+    stage = leg.stage
+    torch.set_num_threads(leg.cpu_threads)
+    first = newest_step(stage, leg.id, leg.root)
     model.train()
     optimizer = make_optimizer(model, stage)
     if first:
-        folder = checkpoints.folder_of(root, checkpoint_id(this_stage_id, first))
+        folder = checkpoints.folder_of(leg.root, checkpoint_id(leg.id, first))
         checkpoints.restore_optimizer(folder, model, optimizer)
     parameters = sum(p.numel() for p in model.parameters())
     ready, optimizer = accelerator.prepare(model, optimizer)
     main = accelerator.is_main_process
     saved = None
-    with _metrics_log(root, this_stage_id, first, enabled=main) as log:
-        clock = time.monotonic()
-        shown = 0.0
+    with _metrics_log(leg.root, leg.id, first, enabled=main) as log:
+        clock, shown = time.monotonic(), 0.0
         for step in range(first, stage.steps):
-            batch = plan.batch(step)
-            # One seed per (seed, step, rank): nothing random to save or to put back.
-            torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
-            lr = rate(stage.schedule, peak=stage.learning_rate, step=step, steps=stage.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            part = backward_step(
-                ready, batch, objective, accelerator, micro_batch=stage.micro_batch
-            )
-            norm = torch.nn.utils.clip_grad_norm_(ready.parameters(), stage.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            mean = float(accelerator.reduce(part, "sum"))
-            if not np.isfinite(mean):
-                raise UserError(
-                    f"stage {stage.name!r}: the loss is {mean} at step {step + 1} of "
-                    f"{stage.steps}; lower learning_rate ({stage.learning_rate}) or clip"
-                )
-            done = step + 1
-            now = time.monotonic()
-            log(
-                {
-                    "step": done,
-                    "tokens": done * stage.batch_tokens,
-                    "loss": mean,
-                    "lr": lr,
-                    "grad_norm": float(norm),
-                    "target_tokens": batch.target_tokens,
-                    "tokens_per_second": stage.batch_tokens / max(now - clock, 1e-9),
-                }
-            )
+            row = _optimizer_step(leg, ready, optimizer, accelerator, step)
+            done, now = step + 1, time.monotonic()
+            log(row | {"tokens_per_second": stage.batch_tokens / max(now - clock, 1e-9)})
             clock = now
             if main and (now - shown > LOG_SECONDS or done == stage.steps):
                 shown = now
-                progress(label, done, stage.steps)
+                progress(leg.label, done, stage.steps)
             if done in stage.checkpoint_steps:
-                tokens = done * stage.batch_tokens
-                saved = Checkpoint(
-                    id=checkpoint_id(this_stage_id, done),
-                    parent=start.parent if start.is_checkpoint else None,
-                    stage=stage.name,
-                    stage_id=this_stage_id,
-                    objective=objective.name,
-                    step=done,
-                    tokens=tokens,
-                    total_tokens=start.total_tokens + tokens,
-                    final=done == stage.steps,
-                    seed=seed,
-                    mixture=dict(stage.mixture),
-                    certificate=certificate,
-                    flops=start.flops + 6.0 * parameters * tokens,
-                    parameters=parameters,
-                    cpu_threads=cpu_threads,
-                )
+                saved = leg.checkpoint(done, parameters)
                 if main:
                     bare = accelerator.unwrap_model(ready)
-                    checkpoints.save(root, saved, bare, tokenizer, optimizer)
+                    checkpoints.save(leg.root, saved, bare, tokenizer, optimizer)
                     after_checkpoint(bare, saved)
                 accelerator.wait_for_everyone()
                 clock = time.monotonic()
     assert saved is not None, "the last step is always a checkpoint"
     return saved
+
+
+def _optimizer_step(
+    leg: Leg, model: Any, optimizer: Any, accelerator: Any, step: int
+) -> dict[str, Any]:
+    """One step of the stage on all ranks; its line for metrics.jsonl."""
+    import torch
+
+    stage = leg.stage
+    batch = leg.plan.batch(step)
+    # One seed per (seed, step, rank): nothing random to save or to put back.
+    torch.manual_seed(_step_seed(leg.seed, step, accelerator.process_index))
+    lr = rate(stage.schedule, peak=stage.learning_rate, step=step, steps=stage.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    part = backward_step(model, batch, leg.objective, accelerator, micro_batch=stage.micro_batch)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    mean = float(accelerator.reduce(part, "sum"))
+    if not np.isfinite(mean):
+        raise UserError(
+            f"stage {stage.name!r}: the loss is {mean} at step {step + 1} of {stage.steps}; "
+            f"lower learning_rate ({stage.learning_rate}) or clip ({stage.clip})"
+        )
+    return {
+        "step": step + 1,
+        "tokens": (step + 1) * stage.batch_tokens,
+        "loss": mean,
+        "lr": lr,
+        "grad_norm": float(norm),
+        "target_tokens": batch.target_tokens,
+    }
 
 
 def newest_step(stage: Stage, this_stage_id: str, root: Path) -> int:

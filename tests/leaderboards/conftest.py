@@ -21,3 +21,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(built: Path, tmp_path: Path) -> Path:
     """A copy of the runs folder to change at will; no board in it yet."""
     return Path(shutil.copytree(built, tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def _main_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest leaves its page as __main__, which a later test's spawned process would run."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
