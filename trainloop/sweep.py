@@ -250,6 +250,8 @@ def verdict_sentence(comparisons: list[Comparison], suite: Suite) -> str:
         where = "overall" if row.capability == ALL else f"on {row.capability}"
         size, low, high = (scale * x for x in (row.difference, row.low, row.high))
         basis = f"{row.items} items x {row.seeds} seeds of {suite.name}"
+        if row.seeds == 1:
+            basis = f"{row.items} items of {suite.name}, one seed: noise between seeds left out"
         if row.verdict == "not identified":
             lines.append(
                 f"not identified: {row.a} minus {row.b} is {size:+.{digits}f} {unit} {where} "
@@ -263,7 +265,7 @@ def verdict_sentence(comparisons: list[Comparison], suite: Suite) -> str:
         lines.append(
             f"{won} beats {lost} {where} by {size:.{digits}f} {unit} "
             f"[{low:.{digits}f}, {high:.{digits}f}], "
-            f"probability {min(sure, 0.999):.3f} ({basis})"
+            f"probability {'above 0.999' if sure > 0.999 else f'{sure:.3f}'} ({basis})"
         )
     return "; ".join(lines)
 

@@ -284,6 +284,8 @@ def test_the_sentence_says_who_won_by_how_much_on_what():
     assert sweep.verdict_sentence(swapped, SUITE) == said
     same = sweep.verdict_sentence(sweep.compare("x", "y", good, good, SUITE), SUITE)
     assert same.startswith("not identified: x minus y is +0.0 points overall [+0.0, +0.0]")
+    alone = sweep.verdict_sentence(sweep.compare("x", "y", good[:1], bad[:1], SUITE), SUITE)
+    assert "one seed: noise between seeds left out" in alone
 
 
 def test_a_suite_of_bits_alone_gets_a_sentence_too():
