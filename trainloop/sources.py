@@ -250,14 +250,12 @@ def _shape(
     elif source.template is not None:
         yield from _cut(key, _fill(source.template, row, place))
     elif isinstance(row.get("messages"), list):
+        if not row["messages"]:
+            raise UserError(
+                f"{place}: source {name!r}: 'messages' is empty; remove the row, or give it a turn"
+            )
         for message in row["messages"]:
-            if not isinstance(message, dict) or not all(
-                isinstance(message.get(part), str) for part in ("role", "content")
-            ):
-                raise UserError(
-                    f"{place}: source {name!r}: each of 'messages' needs a text 'role' and a text "
-                    f"'content', but one is {str(message)[:80]!r}"
-                )
+            _check_message(name, place, message)
         yield {"id": str(row.get("id", key)), "messages": row["messages"]}
     elif isinstance(row.get("text"), str):
         yield from _cut(str(row.get("id", key)), row["text"])
@@ -266,6 +264,39 @@ def _shape(
             f"{place}: source {name!r} needs a field 'text' or 'messages', but the row has "
             f"{', '.join(map(repr, row))}; name the fields with template, or prompt and response"
         )
+
+
+def _check_message(name: str, place: str, message: Any) -> None:
+    """UserError unless `message` is a role and a content, and no other key holds text.
+
+    A chat template could render such a text, which decontamination does not read.
+    """
+    if not isinstance(message, dict) or not all(
+        isinstance(message.get(part), str) for part in ("role", "content")
+    ):
+        raise UserError(
+            f"{place}: source {name!r}: each of 'messages' needs a text 'role' and a text "
+            f"'content', but one is {str(message)[:80]!r}"
+        )
+    for key, value in message.items():
+        if key not in ("role", "content") and _holds_text(value):
+            raise UserError(
+                f"{place}: source {name!r}: a message has text in {key!r} "
+                f"({str(value)[:40]!r}) beside role and content, where decontamination does not "
+                "look; remove the field from the file, or make the turns with prompt and response"
+            )
+
+
+def _holds_text(value: Any) -> bool:
+    """Whether a non-empty string stands in a JSON value, however deep."""
+    match value:
+        case str():
+            return value != ""
+        case dict():
+            return any(map(_holds_text, value.values()))
+        case list():
+            return any(map(_holds_text, value))
+    return False
 
 
 def _fill(template: str, row: Mapping[str, Any], place: str) -> str:
