@@ -8,8 +8,8 @@ tasks without lm-eval's slow index, serves their data through `hubdata`, keeps e
 and puts the process back as it was (random state, train mode, tokenizer).
 
 Every doc of a task gets the same few-shots (its own text left out), whatever the limit, the
-order or the batch size. A doc that yields no number is attempted and not scored, with its
-error. `bits_per_byte` is ours: bits of the scored text over its bytes, for every task that asks
+order or the batch size. A doc that yields no number, or whose model gives none (NaN, infinite),
+is attempted and not scored, with its error. `bits_per_byte` is ours: bits of the scored text over its bytes, for every task that asks
 for loglikelihoods of one gold text.
 
 It cannot score tasks with pictures or sound, tasks that run generated code, or primary metrics
@@ -45,12 +45,19 @@ from evalsuite.aggregate import BITS, Cell, Measured, all_scores
 from evalsuite.docresults import Doc, gold_bits, gold_text, number, output_text, plain
 from evalsuite.errors import UserError, did_you_mean
 from evalsuite.files import content_id
-from evalsuite.livemodel import load_model, modes_put_back, quiet, random_state_put_back
+from evalsuite.livemodel import (
+    load_model,
+    modes_put_back,
+    no_number_steps,
+    quiet,
+    random_state_put_back,
+)
 from evalsuite.progress import Progress, silent
 from evalsuite.records import Evaluation, ItemRow, Suite, Task
 from evalsuite.taskfiles import find_task
 
 FEWSHOT_SEED = 1234
+_NO_NUMBERS = "the model gives NaN or infinite numbers"
 _LIKELIHOOD = ("loglikelihood", "multiple_choice", "loglikelihood_rolling")
 
 
@@ -314,7 +321,10 @@ class _LM(HFLM):
             return self._likelihoods(requests)
         if kind == "loglikelihood_rolling":
             answers = self.loglikelihood_rolling(requests, disable_tqdm=True)
-            costs = [_Cost(tokens=len(self.tok_encode(one.args[0]))) for one in requests]
+            costs = [
+                _Cost(tokens=len(self.tok_encode(one.args[0])), error=_no_number(answer))
+                for one, answer in zip(requests, answers, strict=True)
+            ]
         else:
             self._generated.clear()
             answers = self.generate_until(requests, disable_tqdm=True)
@@ -349,7 +359,12 @@ class _LM(HFLM):
             encoded.append(((context, continuation), before, after))
         sound = [pair for pair, cost in zip(encoded, costs, strict=True) if cost.error is None]
         answers = iter(self._loglikelihood_tokens(sound, disable_tqdm=True) if sound else [])
-        return [((math.nan, False) if cost.error else next(answers), cost) for cost in costs]
+        done: list[tuple[Any, _Cost]] = []
+        for cost in costs:
+            answer = (math.nan, False) if cost.error else next(answers)
+            error = cost.error or _no_number(answer[0])
+            done.append((answer, dataclasses.replace(cost, error=error)))
+        return done
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
@@ -376,18 +391,25 @@ class _LM(HFLM):
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), no_number_steps(self.model) as steps:
             out = super()._model_generate(context, max_length, stop, **kwargs)
+        broken = torch.stack(steps, dim=1).view(len(context), -1, len(steps)).any(dim=1).tolist()
         ends = self.model.generation_config.eos_token_id
         eos = {self.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         rows = zip(
-            self._chunk, self._chunk_lengths, out[:, context.shape[1] :].tolist(), strict=True
+            self._chunk,
+            self._chunk_lengths,
+            out[:, context.shape[1] :].tolist(),
+            broken,
+            strict=True,
         )
-        for text, length, written in rows:
+        for text, length, written, wrong in rows:
             count, ended = self._until_end(written, stop, eos)
             cut = length > context.shape[1]
             self._generated[text] = _Cost(
-                tokens=min(length, context.shape[1]) + count, truncated=cut or not ended
+                tokens=min(length, context.shape[1]) + count,
+                truncated=cut or not ended,
+                error=_NO_NUMBERS if any(wrong[:count]) else None,
             )
         self.tick(len(context))
         return out
@@ -408,6 +430,11 @@ class _LM(HFLM):
             middle = (low + high) // 2
             low, high = (low, middle) if stopped(middle) else (middle + 1, high)
         return low, True
+
+
+def _no_number(loglikelihood: float) -> str | None:
+    """What is wrong with a log-likelihood, if anything."""
+    return None if math.isfinite(loglikelihood) else _NO_NUMBERS
 
 
 def _check_room(ready: _Prepared, lm: _LM) -> None:

@@ -105,3 +105,26 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
         if model_bars:
             transformers.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def no_number_steps(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """The list to which each forward pass adds which rows of its batch have no usable next token.
+
+    A row has none when its largest logit is NaN or infinite (a vocabulary that is masked in part
+    has one). Such logits are put to zero, so that sampling goes on for the other rows.
+    """
+    steps: list[torch.Tensor] = []
+
+    def watch(_: torch.nn.Module, __: object, out: transformers.utils.ModelOutput) -> None:
+        logits = out.logits[:, -1]
+        wrong = ~logits.amax(dim=-1).isfinite()
+        steps.append(wrong)
+        if wrong.any():
+            logits[wrong] = 0.0
+
+    hook = model.register_forward_hook(watch)
+    try:
+        yield steps
+    finally:
+        hook.remove()

@@ -78,6 +78,51 @@ def test_a_model_that_knows_an_answer_gets_credit_for_that_doc_only(
     assert not any(row.truncated for row in done.items)
 
 
+@pytest.mark.parametrize("task", [WRITTEN, CHOICE, GOLD, TEXT], ids=lambda task: task.task)
+def test_a_model_of_nan_scores_nothing_and_gets_no_number(sums, model_that_says, tokenizer, task):
+    broken = model_that_says({":": "5", "5": "\n"})
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(math.nan)
+    done, primaries = run(broken, sums, tokenizer, task)
+    [score_of_task] = primaries.values()
+    assert (score_of_task.value, score_of_task.attempted, score_of_task.scored) == (None, 12, 0)
+    assert all(row.value is None and "NaN or infinite" in row.error for row in done.items)
+    assert all(one.value is None for one in done.scores)
+
+
+@pytest.mark.parametrize("task", [WRITTEN, CHOICE, GOLD, TEXT], ids=lambda task: task.task)
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_docs_that_break_a_model_are_not_scored_and_leave_the_others_be(
+    sums, model_that_says, tokenizer, task, number
+):
+    model = model_that_says({":": "5", "5": "\n"})
+    sound, _ = run(model, sums, tokenizer, task)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.encode("4")[0]] = number
+    done, primaries = run(model, sums, tokenizer, task)
+    for row, before, one in zip(done.items, sound.items, SUMS, strict=True):
+        if one["question"].startswith("4"):
+            assert row.value is None and "NaN or infinite" in row.error
+        else:
+            assert row.value == pytest.approx(before.value) and row.error is None
+    assert (primaries[task.task].attempted, primaries[task.task].scored) == (12, 9)
+
+
+def test_sampling_goes_on_for_docs_beside_one_that_breaks_the_model(
+    sums, model_that_says, tokenizer
+):
+    path = sums.tasks / "sums_written.yaml"
+    sampled = "do_sample: true\n  temperature: 1.0"
+    path.write_text(path.read_text().replace("do_sample: false", sampled))
+    model = model_that_says({":": "5", "5": "\n"})
+    with torch.no_grad():
+        model.lm_head.weight *= 10
+        model.model.embed_tokens.weight[tokenizer.encode("4")[0]] = math.nan
+    done, _ = run(model, sums, tokenizer, WRITTEN)
+    assert [row.error is None for row in done.items] == [True] * 9 + [False] * 3
+    assert {row.output for row in done.items[:9]} == {"5"}
+
+
 def test_an_answer_cut_at_its_length_limit_is_told_from_a_wrong_one(
     sums, model_that_says, tokenizer
 ):
