@@ -77,20 +77,18 @@ def _texts(doc: Doc, shared: set[str]) -> Iterator[tuple[Field, str]]:
 
 def _question(doc: Doc, listed: list[str]) -> Iterator[tuple[Field, str]]:
     """The doc's own fields that stand in its prompt, else the prompt as it is."""
-    inside = [
-        (name, value)
-        for name, value in doc.doc.items()
-        if isinstance(value, str)
-        and len(value.split()) >= _LEAST_WORDS
-        and value.strip() in doc.text
-    ]
+    inside: dict[str, str] = {}
+    for name, value in doc.doc.items():
+        if isinstance(value, str) and len(value.split()) >= _LEAST_WORDS:
+            text = value.strip()
+            if text in doc.text:
+                inside.setdefault(text, name)  # of fields that say the same, the first
     if not inside:
         yield "question", doc.text
         return
-    for name, value in inside:
-        inner = any(value.strip() in other and value != other for _, other in inside)
-        if not inner:
-            yield ("passage" if name.lower() in _PASSAGES else "question"), value
+    for text, name in inside.items():
+        if not any(text in other and text != other for other in inside):
+            yield ("passage" if name.lower() in _PASSAGES else "question"), text
 
 
 def _listed(doc: Doc) -> list[str]:

@@ -46,6 +46,24 @@ def test_references_follow_the_split_and_the_cap_and_leave_few_shots_out(sums):
     assert train["sums_written", 0] == {("question", "9 + 1"), ("answer", "10")}
 
 
+@pytest.mark.parametrize("second", ["What is the tenth prime", " What is the tenth prime\n"])
+def test_fields_alike_but_for_outer_whitespace_give_one_reference(toys, second):
+    row = {"question": "What is the tenth prime ", "again": second, "answer": "29"}
+    toys.data("toy/twice", test=[row])
+    toys.task(
+        "twice",
+        dataset_path="toy/twice",
+        test_split="test",
+        output_type="generate_until",
+        doc_to_text="Q: {{question}}\nOnce more: {{again}}\nA:",
+        doc_to_target="{{answer}}",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 8},
+        metric_list=[{"metric": "exact_match", **MEAN}],
+    )
+    found = texts_of(toys, Task(task="twice", metric="exact_match"))
+    assert found["twice", 0] == {("question", "What is the tenth prime"), ("answer", "29")}
+
+
 def test_the_tasks_own_preamble_is_left_off_and_a_passage_is_told_apart(toys):
     row = {
         "passage": "The mill by the river burned down.",
