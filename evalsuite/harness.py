@@ -9,8 +9,8 @@ and puts the process back as it was (random state, train mode, tokenizer).
 
 Every doc of a task gets the same few-shots (its own text left out), whatever the limit, the
 order or the batch size. A doc that yields no number, or whose model gives none (NaN, infinite),
-is attempted and not scored, with its error. `bits_per_byte` is ours: bits of the scored text over its bytes, for every task that asks
-for loglikelihoods of one gold text.
+is attempted and not scored, with its error. `bits_per_byte` is ours: bits of the scored text over
+its bytes, for every task that asks for loglikelihoods of one gold text.
 
 It cannot score tasks with pictures or sound, tasks that run generated code, or primary metrics
 that are no mean over docs. It runs on one process: under a distributed launch one rank calls it.
