@@ -20,8 +20,10 @@ from typing import Any
 
 from evalsuite.errors import UserError, did_you_mean
 from evalsuite.files import (
+    COMPRESSIONS,
     canonical_json,
     content_id,
+    damage_errors,
     open_text,
     publish,
     read_json,
@@ -93,11 +95,17 @@ def _origin(source: Source, base: Path, mirror: Path | None) -> Any:
     from evalsuite import hubdata
 
     assert source.hub is not None
-    found = [hubdata.rows(source.hub, source.config, source.split, mirror=mirror)]
-    if source.plant:
-        plant = source.plant
-        found.append(hubdata.rows(plant.hub, plant.config, plant.split, mirror=mirror))
-    return content_id(found)
+    sets = [(source.hub, source.config, source.split)]
+    if plant := source.plant:
+        sets.append((plant.hub, plant.config, plant.split))
+    found = [hubdata.rows(*each, mirror=mirror) for each in sets]
+    try:
+        return content_id(found)
+    except (TypeError, ValueError):
+        for each, rows in zip(sets, found, strict=True):
+            for number, row in enumerate(rows, 1):
+                _line(f"{_hub_name(*each)}:{number}", row)
+        raise
 
 
 def _paths(source: Source, base: Path) -> list[Path]:
@@ -116,14 +124,14 @@ def _write_shards(
     import zstandard
 
     label = f"source {name}"
-    rows = _documents(name, source, base, mirror)
+    rows = _lines(name, source, base, mirror)
     files: list[str] = []
     count = 0
     while batch := list(islice(rows, SHARD_DOCUMENTS)):
         file = f"part-{len(files):05d}.jsonl.zst"
         with (work / file).open("wb") as raw, zstandard.ZstdCompressor(3).stream_writer(raw) as out:
-            for row in batch:
-                out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            for line in batch:
+                out.write(line)
         files.append(file)
         count += len(batch)
         progress(label, count, max(count + 1, source.documents or 0))
@@ -145,9 +153,8 @@ def _write_shards(
     )
 
 
-def _documents(
-    name: str, source: Source, base: Path, mirror: Path | None
-) -> Iterator[dict[str, Any]]:
+def _lines(name: str, source: Source, base: Path, mirror: Path | None) -> Iterator[bytes]:
+    """The canonical rows as lines of JSON."""
     if source.microworld:
         from evalsuite import microworld
 
@@ -157,17 +164,32 @@ def _documents(
                 f"{source.microworld!r}" + did_you_mean(source.microworld, microworld.KINDS)
             )
         assert source.documents is not None
-        yield from microworld.documents(
+        made = microworld.documents(
             source.microworld,
             count=source.documents,
             seed=source.seed,
             leaks=_leaks(source),
         )
+        yield from (_line(f"source {name!r}", row) for row in made)
         return
-    yield from _plant_rows(source.plant, mirror)
+    for row in _plant_rows(source.plant, mirror):
+        yield _line(f"source {name!r}: {row['id']}", row)
     rows = _file_rows(source, base) if source.files else _hub_rows(source, mirror)
     for number, (place, row) in enumerate(islice(rows, source.documents), 1):
-        yield from _shape(name, source, f"{name}-{number}", place, row)
+        for document in _shape(name, source, f"{name}-{number}", place, row):
+            yield _line(place, document)
+
+
+def _line(place: str, row: dict[str, Any]) -> bytes:
+    """`row` as a line of JSON in UTF-8; UserError naming `place` for what neither can hold."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(error.object[error.start]):04x}"
+        reason = f"holds {code}, half of a character (a lone surrogate), which no UTF-8 can hold"
+    except (TypeError, ValueError) as error:
+        reason = f"holds a value that JSON cannot hold ({error})"
+    raise UserError(f"{place}: the row {reason}; mend or remove the row")
 
 
 def _leaks(source: Source) -> Any:
@@ -206,19 +228,13 @@ def _planted(source: Source, mirror: Path | None) -> list[dict[str, Any]]:
 
 def _file_rows(source: Source, base: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in _paths(source, base):
-        kind = [end for end in path.suffixes if end not in (".gz", ".zst", ".bz2", ".xz")]
+        kind = [end for end in path.suffixes if end not in COMPRESSIONS]
         match kind[-1] if kind else "":
             case ".txt":
-                with open_text(path) as handle:
-                    yield str(path), {"text": handle.read()}
+                yield str(path), {"text": _text(path)}
             case ".parquet":
-                import pyarrow.parquet as pq
-
-                number = 0
-                for batch in pq.ParquetFile(path).iter_batches():
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield f"{path}:{number}", row
+                for number, row in enumerate(_parquet_rows(path), 1):
+                    yield f"{path}:{number}", row
             case ".jsonl" | ".json" | ".ndjson":
                 for number, row in read_jsonl(path):
                     yield f"{path}:{number}", row
@@ -229,14 +245,48 @@ def _file_rows(source: Source, base: Path) -> Iterator[tuple[str, dict[str, Any]
                 )
 
 
+def _text(path: Path) -> str:
+    with open_text(path) as handle:
+        try:
+            return handle.read()
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UserError(
+                f"{path}: not UTF-8 text (byte {byte:#04x} at {error.start:,}); save it as UTF-8"
+            ) from None
+        except damage_errors(path) as error:
+            raise UserError(
+                f"{path}: the file is damaged or cut short ({error}); make it again"
+            ) from None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path}: cannot be read as Parquet ({reason}); make the file again"
+        ) from None
+
+
 def _hub_rows(source: Source, mirror: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
     from evalsuite import hubdata
 
     assert source.hub is not None
     rows = hubdata.rows(source.hub, source.config, source.split, mirror=mirror)
-    name = ":".join(filter(None, (source.hub, source.config, source.split)))
+    name = _hub_name(source.hub, source.config, source.split)
     for number, row in enumerate(rows, 1):
         yield f"{name}:{number}", row
+
+
+def _hub_name(*parts: str | None) -> str:
+    return ":".join(filter(None, parts))
 
 
 def _shape(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
+import zstandard
 
 from evalsuite.errors import UserError
 from evalsuite.files import read_jsonl
@@ -62,3 +69,86 @@ def test_a_conversation_without_a_turn_is_an_error(tmp_path):
     write_rows(tmp_path, {"messages": [TURN]}, {"messages": []})
     line = refused(tmp_path)
     assert f"{tmp_path / 'a.jsonl'}:2: source 'a': 'messages' is empty; remove the row" in line
+
+
+def parquet(**columns: Any) -> bytes:
+    """A Parquet file's bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+WHOLE = b"one line of text\n" * 500
+PARQUET = parquet(text=["one", "two"])
+BAD_UTF8 = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xe9")]
+)
+DAMAGED: dict[str, tuple[str, bytes, str]] = {
+    "latin-1 text": ("a.txt", "caf\u00e9".encode("latin-1"), "not UTF-8 text (byte 0xe9 at 3)"),
+    "a gzip that is none": ("a.txt.gz", WHOLE, "damaged or cut short"),
+    "a gzip cut short": ("a.txt.gz", gzip.compress(WHOLE)[:-20], "damaged or cut short"),
+    "a bzip2 cut short": ("a.txt.bz2", bz2.compress(WHOLE)[:-20], "damaged or cut short"),
+    "an xz cut short": ("a.txt.xz", lzma.compress(WHOLE)[:-20], "damaged or cut short"),
+    "an xz that is none": ("a.txt.xz", WHOLE, "damaged or cut short"),
+    "a zstd cut short": ("a.txt.zst", zstandard.compress(WHOLE)[:-4], "damaged or cut short"),
+    "a zstd that is none": ("a.txt.zst", WHOLE, "damaged or cut short"),
+    "parquet that is none": ("a.parquet", WHOLE, "cannot be read as Parquet"),
+    "parquet without its end": ("a.parquet", PARQUET[:-9], "cannot be read as Parquet"),
+    "parquet with broken pages": (
+        "a.parquet",
+        PARQUET[:4] + b"\xff" * 40 + PARQUET[44:],
+        "cannot be read as Parquet",
+    ),
+    "parquet of latin-1": ("a.parquet", parquet(text=BAD_UTF8), "cannot be read as Parquet"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_file_of(damage, tmp_path):
+    """...is one line that names the file."""
+    file, content, words = DAMAGED[damage]
+    (tmp_path / file).write_bytes(content)
+    line = refused(tmp_path, file)
+    assert line.startswith(f"{tmp_path / file}: ")
+    assert words in line and ("make " in line or "save it as UTF-8" in line)
+
+
+def test_whole_files_of_each_kind_are_read(tmp_path):
+    text = WHOLE.decode()[:400]
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.parquet").write_bytes(PARQUET)
+    assert made(tmp_path, "a.txt.gz") == [{"id": "a-1", "text": text}]
+    assert [row["text"] for row in made(tmp_path, "a.parquet")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "half \ud83d"}, {"id": "\ud83d", "text": "x"}, {"messages": [TURN | {"\ud83d": 1}]}],
+)
+def test_a_lone_surrogate_is_an_error_that_names_the_line(row, tmp_path):
+    write_rows(tmp_path, {"text": "whole \U0001f600"}, row)
+    line = refused(tmp_path)
+    assert line.startswith(f"{tmp_path / 'a.jsonl'}:2: the row holds \\ud83d, half of a character")
+    assert line.endswith("mend or remove the row")
+    line.encode()
+
+
+def test_a_number_that_json_cannot_hold_is_an_error_that_names_the_line(tmp_path):
+    write_rows(tmp_path, {"messages": [TURN]}, {"messages": [TURN | {"weight": float("nan")}]})
+    line = refused(tmp_path)
+    assert line.startswith(f"{tmp_path / 'a.jsonl'}:2: the row holds a value that JSON cannot hold")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("NaN", "a value that JSON cannot hold"), ('"\\ud83d"', "\\ud83d, half of a character")],
+)
+def test_a_mirrors_row_that_json_cannot_hold_is_an_error_that_names_it(value, words, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two", "x": ' + value + "}\n")
+    entry = {"names": ["me/mine"], "splits": {"train": "rows.jsonl"}, "format": "jsonl"}
+    (tmp_path / "mirror.yaml").write_text(yaml.safe_dump({"sets": [entry]}))
+    with pytest.raises(UserError) as caught:
+        sources.materialise(
+            "a", Source(hub="me/mine"), root=tmp_path / "runs", base=tmp_path, mirror=tmp_path
+        )
+    assert str(caught.value).startswith(f"me/mine:train:2: the row holds {words}")
