@@ -6,6 +6,7 @@ ItemRow per doc. A Reference is a text of a suite's doc that must not stand in t
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +60,11 @@ class Suite:
     """Hash of the files its tasks are defined by; suites.load_suite fills it in."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
+            raise UserError(
+                f"suite {self.name!r}: its scores go into a folder of that name, so use letters, "
+                "digits, '.', '_' and '-' only, and no '.' or '-' first"
+            )
         if not self.capabilities:
             raise UserError(f"suite {self.name!r} names no capability")
         seen: set[str] = set()

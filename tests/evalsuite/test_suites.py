@@ -10,6 +10,7 @@ import pytest
 
 from evalsuite import taskfiles
 from evalsuite.errors import UserError
+from evalsuite.records import Suite, Task
 from evalsuite.suites import list_suites, load_suite
 from evalsuite.taskfiles import find_task
 
@@ -40,6 +41,15 @@ def test_a_suite_may_be_any_file_and_its_mistakes_have_a_line(tmp_path):
         load_suite(str(path))
     with pytest.raises(UserError, match=r"other\.yaml: no such file"):
         load_suite(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "-x", "two words", "a\n", "é"])
+def test_a_suites_name_must_be_able_to_name_a_folder(name):
+    tasks = {"a": [Task(task="t", metric="acc")]}
+    assert Suite(name="My_own-1.2", description="", role="dev", capabilities=tasks)
+    with pytest.raises(UserError, match="folder of that name") as caught:
+        Suite(name=name, description="", role="dev", capabilities=tasks)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
