@@ -12,6 +12,7 @@ from evalsuite.errors import UserError
 if TYPE_CHECKING:
     from decon.index import ReferenceIndex
     from decon.records import Certificate
+    from evalsuite.records import Suite
 
 
 @click.group()
@@ -170,11 +171,16 @@ def _index(names: str, policy_name: str, mirror: Path | None) -> ReferenceIndex:
     from evalsuite.suites import load_suite
 
     policy = load_policy(policy_name)
-    suites = [load_suite(name) for name in names.split(",")]
+    suites: dict[str, Suite] = {}
+    for given in names.split(","):
+        suite = load_suite(given)
+        if suite.name in suites:
+            raise UserError(f"SUITE: {given!r} is a second suite named {suite.name!r}; drop one")
+        suites[suite.name] = suite
     return build_index(
-        (reference for suite in suites for reference in references(suite, mirror=mirror)),
+        (one for suite in suites.values() for one in references(suite, mirror=mirror)),
         policy=policy,
-        suites={suite.name: suite.fingerprint for suite in suites},
+        suites={name: suite.fingerprint for name, suite in suites.items()},
     )
 
 

@@ -45,6 +45,15 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_two_suites_of_one_name_are_refused(tmp_path: Path, suite: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(SUITE.replace("docs: 8", "docs: 3"))
+    web = jsonl(tmp_path / "web.jsonl", ["nothing"])
+    done = run("scan", f"{suite},{other}", web, "--mirror", SHARED.parent)
+    assert isinstance(done.exception, UserError)
+    assert "other.yaml' is a second suite named 'small'; drop one" in str(done.exception)
+
+
 def test_clean_takes_planted_items_of_a_suite_out_and_reports_them(
     tmp_path: Path, suite: Path
 ) -> None:
