@@ -21,7 +21,10 @@ END = "<|end|>"
 PAD = "<|pad|>"
 TOKENIZER_DOCUMENTS = 20_000
 """Documents of each source that a new tokenizer is trained on."""
-MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors")
+"""Endings of the files that decide a model's tokens and answers."""
+OUR_FILES = ("checkpoint.json", "manifest.json", "optimizer.safetensors")
+"""What Assay's own checkpoints hold beside them."""
 
 
 def start_id(model: Model, folder: Path | None, tokenizer_data: Sequence[str], seed: int) -> str:
@@ -30,7 +33,11 @@ def start_id(model: Model, folder: Path | None, tokenizer_data: Sequence[str], s
         return content_id(
             ["scratch", model.config, _tokenizer_identity(model, tokenizer_data), seed]
         )
-    files = [f for f in sorted(folder.iterdir()) if f.name in MODEL_FILES or _is_weights(f)]
+    files = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix in MODEL_FILES and file.name not in OUR_FILES and file.is_file()
+    ]
     return content_id([[(f.name, sha256_file(f)) for f in files], model.chat_template])
 
 

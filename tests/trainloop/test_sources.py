@@ -17,8 +17,9 @@ import zstandard
 
 from evalsuite.errors import UserError
 from evalsuite.files import read_jsonl
+from trainloop import model as models
 from trainloop import sources
-from trainloop.records import Source
+from trainloop.records import Model, Source
 
 TURN = {"role": "user", "content": "two and two ?"}
 
@@ -152,3 +153,45 @@ def test_a_mirrors_row_that_json_cannot_hold_is_an_error_that_names_it(value, wo
             "a", Source(hub="me/mine"), root=tmp_path / "runs", base=tmp_path, mirror=tmp_path
         )
     assert str(caught.value).startswith(f"me/mine:train:2: the row holds {words}")
+
+
+def weights_id(folder: Path) -> str:
+    """The id of the pretrained weights in `folder`."""
+    return models.start_id(Model(path="weights"), folder, [], seed=0)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ],
+)
+def test_a_model_with_another_file_that_decides_its_tokens_is_another_start(file, tmp_path):
+    (tmp_path / "model.safetensors").write_text("weights")
+    without = weights_id(tmp_path)
+    (tmp_path / file).write_text("one")
+    one = weights_id(tmp_path)
+    (tmp_path / file).write_text("two")
+    assert len({without, one, weights_id(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize(
+    "file", ["checkpoint.json", "manifest.json", "optimizer.safetensors", "README.md", "x.bin"]
+)
+def test_a_file_that_decides_nothing_leaves_the_start_as_it_is(file, tmp_path):
+    (tmp_path / "model.safetensors").write_text("weights")
+    before = weights_id(tmp_path)
+    (tmp_path / file).write_text("one")
+    assert weights_id(tmp_path) == before
