@@ -120,12 +120,15 @@ def _encode_all(
     label = f"tokens {name}"
     ids: list[npt.NDArray[np.uint32]] = []
     targets: list[npt.NDArray[np.bool_]] = []
-    too_long = 0
+    too_long = empty = 0
     for number, file in enumerate(files):
         rows = [row for _, row in read_jsonl(file)]
         for start in range(0, len(rows), 1000):
             chunk = rows[start : start + 1000]
             for document, wanted in objective.encode(chunk, tokenizer):
+                if not len(document):  # nothing to train on, and a row cannot hold nothing
+                    empty += 1
+                    continue
                 if longest is not None and len(document) > longest:
                     too_long += 1
                     document, wanted = document[:longest], wanted[:longest]
@@ -134,6 +137,11 @@ def _encode_all(
             done = number + (start + len(chunk)) / max(len(rows), 1)
             progress(label, min(done, len(files) - 1e-3), len(files))
     progress(label, len(files), len(files))
+    if empty and not ids:
+        raise UserError(
+            f"source {name!r}: all its {empty:,} documents become no token at all; look at what "
+            "the model's chat_template makes of them"
+        )
     if not ids:
         raise UserError(f"source {name!r} holds no document after decontamination")
     flat_targets = np.concatenate(targets)
@@ -148,7 +156,7 @@ def _encode_all(
     np.save(work / "targets.npy", flat_targets)
     np.save(work / "offsets.npy", offsets)
     about = {"source": name, "documents": len(ids), "tokens": int(offsets[-1])}
-    write_json(work / "tokens.json", {**about, "too_long": too_long})
+    write_json(work / "tokens.json", {**about, "too_long": too_long, "empty": empty})
 
 
 def mixture_order(

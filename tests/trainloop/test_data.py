@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,3 +122,38 @@ def test_a_source_without_a_target_is_an_error(world, tmp_path):
             root=tmp_path,
             data_id="x",
         )
+
+
+HUSH = "{% for m in messages %}{% if m.content != 'hush' %}{{ m.content }} {% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("hushed", [0, 1, 3])
+def test_a_document_of_no_token_is_left_out_of_the_rows_and_counted(hushed, world, tmp_path):
+    said = ["hush"] * hushed + ["the cat sat on a mat"] * 5 + ["hush"] * hushed
+    rows = [
+        {"id": str(n), "messages": [{"role": "user", "content": t}]} for n, t in enumerate(said)
+    ]
+    tokens = hushing(rows, world, tmp_path)
+    assert len(tokens.lengths) == 5 and tokens.lengths.min() > 0
+    [about] = (tmp_path / "tokens").glob("*/tokens.json")
+    assert json.loads(about.read_text())["empty"] == 2 * hushed
+    plan = data.plan_batches({"a": tokens}, small_stage(), load_objective("next_token"), seed=5)
+    assert plan.piece_length.min() > 0
+    batch = plan.batch(0)
+    assert (batch.segments >= 0).all() and batch.position_ids.max() < tokens.lengths.max()
+
+
+def test_a_source_whose_documents_are_all_of_no_token_is_an_error(world, tmp_path):
+    rows = [{"id": "1", "messages": [{"role": "user", "content": "hush"}]}]
+    with pytest.raises(UserError, match="all its 1 documents become no token at all; look at"):
+        hushing(rows, world, tmp_path)
+
+
+def hushing(rows: list[dict[str, Any]], world: SimpleNamespace, folder: Path) -> data.Tokens:
+    """`rows` as tokens, by a chat template that says nothing of a message `hush`."""
+    file = folder / "hush.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = copy.deepcopy(world.tokenizer)
+    tokenizer.chat_template = HUSH
+    next_token = load_objective("next_token")
+    return data.tokenise("a", [file], tokenizer, "t", next_token, 32, root=folder, data_id="x")
