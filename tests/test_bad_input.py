@@ -115,6 +115,31 @@ RECIPES: dict[str, tuple[Change, list[str]]] = {
         set_in("model.config.model_type", "lama"),
         ["model config", "'lama'", "transformers refuses it"],
     ),
+    "a seed below zero": (set_in("seed", -1), ["seed is -1, but must be 0 or more"]),
+    "a sweep's seed below zero": (
+        set_in("sweep", minirun.sweep_text()["sweep"] | {"seeds": [1, -2]}),
+        ["sweep: a seed is -2, but must be 0 or more"],
+    ),
+    "a vocabulary of another size than the tokenizer's": (
+        set_in("model.config.vocab_size", 999),
+        ["config has vocab_size (999)", "drop it, and set tokenizer.vocab_size"],
+    ),
+    "a number of the model's that is not finite": (
+        set_in("model.config.rope_theta", float("inf")),
+        ["model: config rope_theta is inf, but must be a finite number"],
+    ),
+    "a number deep in the model's configuration that is not finite": (
+        set_in("model.config.rope_scaling", {"factors": [1.0, float("nan")]}),
+        ["model: config rope_scaling is {'factors': [1.0, nan]}, but must be a finite number"],
+    ),
+    "a model without attention heads": (
+        set_in("model.config.num_attention_heads", 0),
+        ["model config", "'num_attention_heads': 0", "transformers refuses it"],
+    ),
+    "a model of less than no width": (
+        set_in("model.config.hidden_size", -16),
+        ["model config", "'hidden_size': -16", "transformers refuses it"],
+    ),
     "a number that is none": (
         set_in("stages.0.learning_rate", "fast"),
         ["'fast' is not a number"],
@@ -146,6 +171,13 @@ def test_a_complaint_about_a_recipe_names_file_and_line(tmp_path, capsys):
     recipe = minirun.write_recipe(tmp_path, text)
     number = next(n for n, line in enumerate(recipe.read_text().splitlines(), 1) if "tokns" in line)
     assert f"assay: {recipe}:{number}: unknown key" in said(["train", str(recipe)], capsys)
+
+
+def test_a_seed_below_zero_on_the_command_line(tmp_path, capsys):
+    recipe = minirun.write_recipe(tmp_path)
+    line = said(["train", str(recipe), "--seed", "-1", "--runs", str(tmp_path / "runs")], capsys)
+    assert "'--seed': -1 is not in the range x>=0" in line
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])

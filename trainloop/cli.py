@@ -34,7 +34,7 @@ _mirror = click.option(
 @_recipe
 @_runs
 @_mirror
-@click.option("--seed", type=int, help="Instead of the recipe's seed.")
+@click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
 def train(recipe: str, runs: Path, mirror: Path | None, seed: int | None) -> None:
     """Train RECIPE through its stages, scoring every checkpoint.
 

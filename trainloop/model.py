@@ -139,7 +139,15 @@ def fresh_model(model: Model, tokenizer: Any, *, seed: int) -> Any:
         config = AutoConfig.for_model(model.config["model_type"], **(special | settings))
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
-    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (
+        ArithmeticError,  # a division by zero heads, a number beyond the machine's
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        StrictDataclassError,
+        TypeError,
+        ValueError,
+    ) as error:
         first = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"model config {model.config}: transformers refuses it: {first}") from error
 

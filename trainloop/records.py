@@ -6,7 +6,9 @@ mixture varies. docs/recipes.md shows each key with an example.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -134,6 +136,14 @@ class Model:
             raise UserError("model: a model from scratch needs a 'tokenizer'")
         if self.path and self.tokenizer:
             raise UserError("model: a pretrained model brings its own tokenizer; drop 'tokenizer'")
+        if "vocab_size" in self.config:
+            raise UserError(
+                f"model: config has vocab_size ({self.config['vocab_size']}), but the tokenizer "
+                "decides it; drop it, and set tokenizer.vocab_size"
+            )
+        for key, value in self.config.items():
+            if not all(map(math.isfinite, _numbers(value))):
+                raise UserError(f"model: config {key} is {value}, but must be a finite number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,6 +290,10 @@ class Recipe:
             raise UserError("the recipe has no stage")
         if self.cpu_threads < 1:
             raise UserError(f"cpu_threads is {self.cpu_threads}, but must be 1 or more")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}, but must be 0 or more")
+        if self.sweep is not None and min(self.sweep.seeds) < 0:
+            raise UserError(f"sweep: a seed is {min(self.sweep.seeds)}, but must be 0 or more")
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
@@ -315,6 +329,19 @@ class Recipe:
                     f"{where} names source {name!r}, which the recipe does not have"
                     + did_you_mean(name, self.sources)
                 )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The floats in a configuration's value, however deep."""
+    match value:
+        case float():
+            yield value
+        case dict():
+            for each in value.values():
+                yield from _numbers(each)
+        case list():
+            for each in value:
+                yield from _numbers(each)
 
 
 def check_weights(mixture: dict[str, float], where: str) -> None:
