@@ -11,7 +11,8 @@ is kept is written as it stood, unknown fields, order and spacing included. Blan
 documents and stay where they are.
 
 A document's text is every known field that its row has, joined by a blank line; or the fields
-that were asked for.
+that were asked for. Of a message every string counts but its role: thinking and tool calls too,
+after all contents.
 """
 
 from __future__ import annotations
@@ -201,16 +202,18 @@ def _document(shard: Shard, number: int, row: dict[str, Any]) -> Document | Malf
             "name the field that holds the text with --field NAME"
         )
     texts: list[str] = []
+    beside: list[str] = []
     for field in present:
         value = row[field]
         if value is None:
             continue
-        if not _collect(value, texts):
+        if not _collect(value, texts, beside):
             return _malformed(
                 shard,
                 number,
                 f"field {field!r} holds a {type(value).__name__}, not text or messages",
             )[0]
+    texts += beside
     if not texts:
         return _malformed(shard, number, f"field {present[0]!r} holds nothing")[0]
     name = row.get("id")
@@ -218,20 +221,41 @@ def _document(shard: Shard, number: int, row: dict[str, Any]) -> Document | Malf
     return Document(line=number, id=str(name) if known else str(number), text="\n\n".join(texts))
 
 
-def _collect(value: Any, texts: list[str]) -> bool:
-    """Add the texts in a field's value to `texts`; False if it is neither text nor messages."""
+def _collect(value: Any, texts: list[str], beside: list[str]) -> bool:
+    """Add the texts in a field's value to `texts`; False if it is neither text nor messages.
+
+    What a message says beside its content (its thinking, its tool calls) goes to `beside`, so
+    that a text which runs over several messages stays in one piece.
+    """
     if isinstance(value, str):
         texts.append(value)
         return True
     if isinstance(value, dict):
-        # A message, or a part of one: {"type": "text", "text": ...}; other parts hold no text.
-        inner = value.get("content", value.get("text"))
-        if inner is None:
-            return "role" in value or "type" in value
-        return _collect(inner, texts)
+        # A message, or a part of one: {"type": "text", "text": ...}.
+        said = "content" if "content" in value else "text"
+        inner = value.get(said)
+        if inner is None and "role" not in value and "type" not in value:
+            return False
+        for name, part in value.items():
+            if name not in (said, "role", "type"):
+                beside.extend(_strings(part))
+        return inner is None or _collect(inner, texts, beside)
     if isinstance(value, list):
-        return all(_collect(part, texts) for part in value)
+        return all(_collect(part, texts, beside) for part in value)
     return False
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string with a word in it, however deep, in the order of the row."""
+    left = [value]
+    while left:
+        match left.pop():
+            case str() as text if text.strip():
+                yield text
+            case dict() as parts:
+                left.extend(reversed(parts.values()))
+            case list() | tuple() as parts:
+                left.extend(reversed(parts))
 
 
 def raw_lines(path: Path, moved: Moved = _stay) -> Iterator[tuple[int, bytes]]:

@@ -50,6 +50,30 @@ def test_parquet_rows_and_text_files_are_documents(tmp_path: Path) -> None:
         ({"text": "a", "source": "x"}, "a"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "x", "content": "b"}]}, "a\n\nb"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "a"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a", "reasoning_content": "d", "weight": 1},
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [
+                            {"function": {"name": "e", "arguments": {"x": [None, "f", " "]}}}
+                        ],
+                    },
+                    {
+                        "role": "assistant",
+                        "content": [
+                            {"type": "thinking", "thinking": "g"},
+                            {"type": "text", "text": "b"},
+                        ],
+                    },
+                    {"role": "assistant", "thinking": "h", "content": "c"},
+                ]
+            },
+            "a\n\nb\n\nc\n\nd\n\ne\n\nf\n\ng\n\nh",
+        ),
+        ({"messages": [{"role": "assistant", "thinking": "only this"}]}, "only this"),
         ({"prompt": "a", "completion": "b"}, "a\n\nb"),
         ({"question": "a", "answer": "b"}, "a\n\nb"),
         ({"instruction": "a", "input": None, "output": "b"}, "a\n\nb"),
