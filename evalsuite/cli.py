@@ -166,7 +166,10 @@ def micro(
     leak_forms: tuple[str, ...],
     leak_suite: str,
 ) -> None:
-    """Write the micro-world's documents as OUT/KIND.jsonl, planted leaks as OUT/planted.jsonl.
+    """Write the micro-world's documents as OUT/KIND.jsonl.
+
+    Which items were planted where, if any were, stands in OUT/.planted.jsonl: hidden, as
+    `assay decon scan micro-dev OUT` reads every other file as documents.
 
     \b
     Example:
@@ -191,9 +194,10 @@ def micro(
                 handle.writelines(canonical_json(row) + "\n" for row in rows)
             if leaks is not None:
                 plants.extend(planted(kind, count=count, seed=seed, leaks=leaks))
-        with (work / "planted.jsonl").open("w", encoding="utf-8") as handle:
-            handle.writelines(canonical_json(row) + "\n" for row in plants)
+        if plants:
+            with (work / ".planted.jsonl").open("w", encoding="utf-8") as handle:
+                handle.writelines(canonical_json(row) + "\n" for row in plants)
     click.echo(
         f"{out}: {count * len(chosen):,} documents of {len(chosen)} kinds, "
-        f"{len(plants):,} with a planted leak (planted.jsonl)"
+        f"{len(plants):,} with a planted leak" + (f" ({out / '.planted.jsonl'})" if plants else "")
     )

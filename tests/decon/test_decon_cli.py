@@ -45,6 +45,23 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("rate", [0, 0.2])
+def test_the_folder_that_data_micro_writes_can_be_scanned_whole(
+    tmp_path: Path, rate: float
+) -> None:
+    from evalsuite.cli import data
+
+    out = tmp_path / "world"
+    arguments = ["micro", str(out), "--kind", "facts", "--count", "50", "--leak-rate", str(rate)]
+    written = CliRunner().invoke(data, arguments)
+    assert written.output.startswith(f"{out}: 50 documents of 1 kinds")
+    assert (out / ".planted.jsonl").exists() == ("planted.jsonl" in written.output) == bool(rate)
+    done = run("scan", "micro-dev", out)
+    assert done.exit_code == 0, done.output
+    assert "data: 50 read = " in done.output
+    assert ("CONTAMINATED" in done.output) == bool(rate)
+
+
 def test_two_suites_of_one_name_are_refused(tmp_path: Path, suite: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(SUITE.replace("docs: 8", "docs: 3"))

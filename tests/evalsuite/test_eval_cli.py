@@ -142,15 +142,16 @@ def test_data_micro_writes_documents_and_the_ground_truth_beside(tmp_path):
     assert "400 documents of 2 kinds" in output
     facts = [json.loads(line) for line in (out / "facts.jsonl").open(encoding="utf-8")]
     chats = [json.loads(line) for line in (out / "sft_math.jsonl").open(encoding="utf-8")]
-    plants = [json.loads(line) for line in (out / "planted.jsonl").open(encoding="utf-8")]
+    plants = [json.loads(line) for line in (out / ".planted.jsonl").open(encoding="utf-8")]
     assert len(facts) == len(chats) == 200
     assert all(row.keys() == {"id", "messages"} for row in chats)
     ids = {row["id"] for row in facts + chats}
     assert {plant["document_id"] for plant in plants} <= ids
     assert 40 < len(plants) < 120
+    assert f"{len(plants)} with a planted leak ({out / '.planted.jsonl'})" in output
     again = tmp_path / "again"
     invoke(data, "micro", again, *arguments)
-    for name in ("facts.jsonl", "sft_math.jsonl", "planted.jsonl"):
+    for name in ("facts.jsonl", "sft_math.jsonl", ".planted.jsonl"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
 
 
