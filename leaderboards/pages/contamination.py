@@ -8,7 +8,8 @@ board = view.open_board()
 certificates = view.ask(store.certificates)
 if certificates.empty:
     view.nothing(
-        "No decontamination has been ingested yet. Training with `decon` in its recipe makes one:",
+        "No decontamination has been ingested yet. Every training run makes one, by its recipe's "
+        "`policy`:",
         f"assay board ingest {board.parent}",
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from leaderboards import app, store
 from leaderboards.ingest import ingest
+from trainloop.records import Recipe
 
 PAGES = Path(app.__file__).with_name("pages")
 
@@ -60,6 +63,15 @@ def test_a_page_on_an_empty_board_says_what_is_not_there(
     test = opened(page, ingest(tmp_path).board, monkeypatch)
     assert len(test.info) == 1
     assert test.code[0].value.startswith("assay ")
+
+
+def test_the_empty_contamination_page_names_a_key_that_recipes_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = opened("contamination", ingest(tmp_path).board, monkeypatch)
+    named = re.findall(r"`(\w+)`", test.info[0].value)
+    assert named == ["policy"]
+    assert set(named) <= {field.name for field in dataclasses.fields(Recipe)}
 
 
 @pytest.mark.parametrize("page", [path.stem for path in app.page_files()])
