@@ -133,6 +133,13 @@ def remove_partials(folder: Path) -> int:
     return removed
 
 
+def retire(folder: Path) -> None:
+    """Delete a published folder so that no moment shows half of it."""
+    aside = _partial(folder)
+    os.rename(folder, aside)
+    shutil.rmtree(aside)
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

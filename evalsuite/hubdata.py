@@ -27,7 +27,7 @@ from urllib.request import getproxies
 
 from evalsuite import config
 from evalsuite.errors import UserError, did_you_mean
-from evalsuite.files import open_text, read_jsonl
+from evalsuite.files import content_id, open_text, read_jsonl
 
 Row = dict[str, Any]
 MICROWORLD = "assay/microworld"
@@ -103,6 +103,19 @@ def model_folder(name: str, *, base: Path, mirror: Path | None) -> Path:
             f"{type(error).__name__}: {reason}; connect to the network, or fetch it once and pass "
             "--mirror DIR (or set ASSAY_MIRROR)"
         ) from error
+
+
+def mirror_stamp(mirror: Path | None) -> str | None:
+    """A mark that changes when a file of the mirror is changed, added or removed.
+
+    It looks at names, sizes and times, so that it costs no reading.
+    """
+    if mirror is None:
+        return None
+    load_map(mirror)
+    files = sorted(path for path in mirror.rglob("*") if path.is_file())
+    seen = [(str(f.relative_to(mirror)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return content_id(seen)
 
 
 def rows(name: str, config_name: str | None, split: str, *, mirror: Path | None) -> list[Row]:

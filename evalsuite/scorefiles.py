@@ -5,7 +5,7 @@
       folder/items.parquet    one row per doc: ItemRow's columns, metrics as JSON text,
                               and checkpoint, suite, suite_fingerprint
       folder/suite.json       the suite as scored, and its fingerprint
-      folder/dirty.json       which docs counted as dirty; only where that was told
+      folder/basis.json       what else the scores rest on; only where that was told
 
 The folder appears by one rename, whole or not at all. Reading needs no lm-eval and no torch.
 A folder that already exists is left as it is: its name says what it holds.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,13 @@ def write_evaluation(
     evaluation: Evaluation,
     *,
     checkpoint: str,
-    dirty: Mapping[str, Collection[int]] | None = None,
+    basis: Mapping[str, Any] | None = None,
 ) -> None:
-    """Publish an evaluation of one checkpoint as `folder`; `dirty` as `harness.score` got it."""
+    """Publish an evaluation of one checkpoint as `folder`.
+
+    `basis` is whatever the caller will compare (`read_basis`) before it trusts the scores
+    again, e.g. which docs counted as dirty.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -53,14 +57,13 @@ def write_evaluation(
         table = pyarrow.Table.from_pylist(rows, schema=_schema())
         pyarrow.parquet.write_table(table, work / "items.parquet", compression="zstd")
         write_json(work / "suite.json", as_json(suite) | {"fingerprint": suite.fingerprint})
-        if dirty is not None:
-            docs = {task: sorted(doc_ids) for task, doc_ids in dirty.items()}
-            write_json(work / "dirty.json", docs)
+        if basis is not None:
+            write_json(work / "basis.json", basis)
 
 
-def read_dirty(folder: Path) -> dict[str, list[int]] | None:
-    """Which docs (task -> doc ids) counted as dirty; None when that was not told."""
-    path = folder / "dirty.json"
+def read_basis(folder: Path) -> dict[str, Any] | None:
+    """What the scores were said to rest on; None when that was not told."""
+    path = folder / "basis.json"
     return read_json(path) if path.is_file() else None
 
 

@@ -73,44 +73,87 @@ def mean_interval(
     return mean, stderr, mean - half, mean + half
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
-    """Compare two treatments scored on the same items: arrays [seeds, items], higher is better.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stratum:
+    """The items of one task, scored under two treatments: arrays [seeds, items]."""
 
-    Items and seeds both vary, so stderr = sqrt(var_items / n + var_seeds / k), where var_items
-    is the variance over items of the difference averaged over seeds, and var_seeds that over
-    seeds of the difference averaged over items. With one seed nothing is known of seeds and
-    only items count: the interval is then too narrow for a claim about the treatment.
-    An item that is NaN in any run is left out. Raises ValueError for shapes that differ or
-    for fewer than two common items.
+    a: ArrayLike
+    b: ArrayLike
+    weights: ArrayLike | None = None
+    """Per item; the task's value is sum(w v) / sum(w). By default all alike."""
+    factor: float = 1.0
+    """What the task's difference counts in the whole."""
+    range: float = 0.0
+    """Largest possible difference of one item, where there is one (1 for right or wrong)."""
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
+    """`stratified_difference` of one task: arrays [seeds, items], higher is better.
+
+    An item that is NaN in any run is left out.
+    """
+    import numpy as np
+
+    left, right = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if left.shape != right.shape or left.ndim != 2:
+        raise ValueError(f"paired difference: shapes {left.shape} and {right.shape} differ")
+    whole = ~np.isnan(left - right).any(axis=0)
+    return stratified_difference([Stratum(a=left[:, whole], b=right[:, whole])], level=level)
+
+
+def stratified_difference(strata: Sequence[Stratum], *, level: float = 0.95) -> Difference:
+    """Compare two treatments over tasks: sum over tasks of factor x (paired mean difference).
+
+    Items and seeds both vary. Of each task, the items' variance is that of the seed-averaged
+    differences, as a ratio estimator (Cochran 1977, section 6.3) when items have weights;
+    tasks add up independently. The seeds' variance is that of the whole over seeds, divided
+    by their number k. Degrees of freedom follow Welch and Satterthwaite. With one seed nothing
+    is known of seeds: the interval is then too narrow for a claim about the treatment.
+
+    n items that never differ do not prove that no item does: where an item's difference has a
+    largest value `range`, its variance is taken as at least range^2 / (n + 2), about that of
+    one differing item among n + 2.
+
+    Raises ValueError for shapes that differ, NaN, or fewer than two items in a task.
     """
     import numpy as np
     from scipy.special import stdtr
 
-    left, right = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if left.shape != right.shape or left.ndim != 2:
-        raise ValueError(f"paired_difference: shapes {left.shape} and {right.shape} differ")
-    gap = left - right
-    gap = gap[:, ~np.isnan(gap).any(axis=0)]
-    seeds, items = gap.shape
-    if items < 2 or seeds < 1:
-        raise ValueError(f"paired_difference: {items} common items of {seeds} seeds are too few")
-    mean = float(gap.mean())
-    parts = [(float(gap.mean(axis=0).var(ddof=1)) / items, items - 1)]
+    seeds = np.asarray(strata[0].a).shape[0] if strata else 0
+    total, count = np.zeros(seeds), 0
+    parts: list[tuple[float, float]] = []
+    for stratum in strata:
+        left, right = np.asarray(stratum.a, dtype=float), np.asarray(stratum.b, dtype=float)
+        if left.shape != right.shape or left.ndim != 2 or left.shape[0] != seeds:
+            raise ValueError(f"paired difference: shapes {left.shape} and {right.shape} differ")
+        gap, items = left - right, left.shape[1]
+        if items < 2 or seeds < 1:
+            raise ValueError(f"paired difference: {items} items of {seeds} seeds are too few")
+        if np.isnan(gap).any():
+            raise ValueError("paired difference: an item without a number cannot be paired")
+        size = np.ones(items) if stratum.weights is None else np.asarray(stratum.weights, float)
+        per_seed = gap @ size / size.sum()
+        spread = (gap.mean(axis=0) - per_seed.mean()) * size / size.mean()
+        variance = max(float((spread**2).sum()) / (items - 1), stratum.range**2 / (items + 2))
+        parts.append((stratum.factor**2 * variance / items, items - 1))
+        total += stratum.factor * per_seed
+        count += items
     if seeds > 1:
-        parts.append((float(gap.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
+        parts.append((float(total.var(ddof=1)) / seeds, seeds - 1))
+    mean = float(total.mean())
     variance = math.fsum(part for part, _ in parts)
     if variance == 0:
         sure = 0.5 if mean == 0 else float(mean > 0)
         return Difference(
             difference=mean, stderr=0.0, low=mean, high=mean, df=math.inf,
-            probability_better=sure, seeds=seeds, items=items,
+            probability_better=sure, seeds=seeds, items=count,
         )  # fmt: skip
     df = variance**2 / math.fsum(part**2 / freedom for part, freedom in parts)
     stderr = math.sqrt(variance)
     half = t_quantile(level, df) * stderr
     return Difference(
         difference=mean, stderr=stderr, low=mean - half, high=mean + half, df=df,
-        probability_better=float(stdtr(df, mean / stderr)), seeds=seeds, items=items,
+        probability_better=float(stdtr(df, mean / stderr)), seeds=seeds, items=count,
     )  # fmt: skip
 
 

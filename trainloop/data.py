@@ -167,7 +167,8 @@ def mixture_order(
     The order holds at least `tokens` tokens. Source names, not positions, seed the
     permutations: adding a source leaves the others' orders as they were.
     """
-    names = [name for name in lengths if weights[name] > 0]
+    # In the order of their names: how a recipe orders its mixture changes nothing.
+    names = sorted(name for name in lengths if weights[name] > 0)
     total = sum(weights[name] for name in names)
     due_parts, source_parts, document_parts = [], [], []
     for number, name in enumerate(names):

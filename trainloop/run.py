@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +25,10 @@ from evalsuite.errors import UserError
 from evalsuite.files import (
     content_id,
     full_disk_is_a_user_error,
-    publish_file,
+    read_json,
     read_jsonl,
     remove_partials,
+    retire,
     write_json,
 )
 from evalsuite.progress import Progress, silent
@@ -66,6 +66,8 @@ class Prepared:
     """By their own names, which scores and certificates carry, whatever path a recipe gives."""
     certificate: Certificate
     decon_folder: Path
+    references: dict[str, str]
+    """Suite name -> hash of its reference texts, which change when its data do."""
     items: list[dict[str, Any]]
     """What became of each eval item: decon's items.jsonl, the hit ones only."""
     shards: dict[str, sources.Shards]
@@ -122,6 +124,13 @@ def prepare(
     for stage in recipe.stages:
         load_objective(stage.objective)
     policy = load_policy(_beside(base, recipe.policy))
+    if recipe.sweep is not None:
+        judge = list(suites.values())[recipe.suites.index(recipe.sweep.suite)]
+        if judge.role != "dev":
+            raise UserError(
+                f"sweep: suite {judge.name!r} is {judge.role}, and only a dev suite may decide; "
+                "name one as the sweep's suite"
+            )
     folder = None
     if recipe.model.path is not None:
         folder = hubdata.model_folder(recipe.model.path, base=base, mirror=mirror)
@@ -133,7 +142,8 @@ def prepare(
         )
         for name in _used_sources(recipe)
     }
-    certificate, decon_folder = _decontaminate(policy, suites, shards, root, mirror, progress)
+    certificate, references = _decontaminate(policy, suites, shards, root, mirror, progress)
+    decon_folder = root / "decon" / certificate.id
     clean = {
         name: Clean(
             id=_clean_id(shard, decon_folder),
@@ -149,6 +159,7 @@ def prepare(
         suites=suites,
         certificate=certificate,
         decon_folder=decon_folder,
+        references=references,
         items=[row for row in _rows_of(decon_folder / "items.jsonl") if row["sources"]],
         shards=shards,
         clean=clean,
@@ -195,23 +206,25 @@ def _decontaminate(
     root: Path,
     mirror: Path | None,
     progress: Progress,
-) -> tuple[Certificate, Path]:
-    """The certificate of these shards against these suites, and its folder.
+) -> tuple[Certificate, dict[str, str]]:
+    """The certificate of these shards against these suites, and each suite's reference hash.
 
     A certificate is named by what decided it, the reference texts included, and these take
-    lm-eval to render. So known/ remembers which certificate a policy, suites and
-    sources led to: a finished run is recognised without lm-eval.
+    lm-eval to render. So known/ remembers which certificate a policy, suites, sources and an
+    untouched mirror led to: a finished run is recognised without lm-eval.
     """
     from decon.ngrams import NORMALISATION
     from decon.records import read_certificate
 
     fingerprints = {name: suite.fingerprint for name, suite in suites.items()}
     ids = {name: shard.id for name, shard in shards.items()}
-    known = root / "known" / content_id([NORMALISATION, fingerprints, asdict(policy), ids])
+    key = [NORMALISATION, fingerprints, asdict(policy), ids, hubdata.mirror_stamp(mirror)]
+    known = root / "known" / f"{content_id(key)}.json"
     if known.is_file():
-        folder = root / "decon" / known.read_text(encoding="utf-8")
+        memory = read_json(known)
+        folder = root / "decon" / memory["certificate"]
         if folder.is_dir():
-            return read_certificate(folder), folder
+            return read_certificate(folder), memory["references"]
 
     from decon.clean import clean
     from decon.index import build_index
@@ -219,15 +232,17 @@ def _decontaminate(
     from evalsuite.references import references
 
     progress("references", 0, 1)
-    texts = [ref for suite in suites.values() for ref in references(suite, mirror=mirror)]
+    texts = {name: references(suite, mirror=mirror) for name, suite in suites.items()}
     progress("references", 1, 1)
-    index = build_index(texts, policy=policy, suites=fingerprints)
+    hashes = {name: content_id([asdict(ref) for ref in refs]) for name, refs in texts.items()}
+    index = build_index(
+        [ref for refs in texts.values() for ref in refs], policy=policy, suites=fingerprints
+    )
     files = {name: list(shard.files) for name, shard in shards.items()}
     folder = root / "decon" / identify(find_shards(files, ()), index, ()).id
     certificate = clean(files, index, folder, progress=progress)
-    with publish_file(known) as handle:
-        handle.write(folder.name)
-    return certificate, folder
+    write_json(known, {"certificate": certificate.id, "references": hashes})
+    return certificate, hashes
 
 
 def _clean_id(shard: sources.Shards, folder: Path) -> str:
@@ -295,7 +310,7 @@ def run_stages(
     main = accelerator is None or accelerator.is_main_process
     name = " ".join(filter(None, [recipe.name, variant, f"seed {seed}"]))
     for plan in plans:
-        if not is_done(prepared, plan):
+        if not _agreed(accelerator, is_done(prepared, plan)):
             if accelerator is None:
                 accelerator = train.make_accelerator()
             _finish_stage(prepared, plan, accelerator, f"{name}: {plan.stage.name}", progress)
@@ -310,12 +325,29 @@ def run_stages(
     return run
 
 
+def _agreed(accelerator: Any, value: bool) -> bool:
+    """Rank 0's `value` on every rank: another process may have finished the stage in between."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    box = [value]
+    broadcast_object_list(box)
+    return bool(box[0])
+
+
 def is_scored(prepared: Prepared, checkpoint: str, suite: Suite) -> bool:
-    """Whether the published checkpoint has scores on the suite, with today's dirty docs."""
+    """Whether the published checkpoint has scores on the suite, on today's docs."""
     folder = score_folder(prepared, checkpoint, suite)
-    return folder.is_dir() and scorefiles.read_dirty(folder) == dirty_docs(
-        prepared, checkpoint, suite
-    )
+    return folder.is_dir() and scorefiles.read_basis(folder) == _basis(prepared, checkpoint, suite)
+
+
+def _basis(prepared: Prepared, checkpoint: str, suite: Suite) -> dict[str, Any]:
+    """What scores rest on beside checkpoint and suite; they are made again when it changes."""
+    return {
+        "dirty": dirty_docs(prepared, checkpoint, suite),
+        "references": prepared.references[suite.name],
+    }
 
 
 def dirty_docs(prepared: Prepared, checkpoint: str, suite: Suite) -> dict[str, list[int]]:
@@ -509,18 +541,18 @@ def _score(
             continue
         folder = score_folder(prepared, checkpoint, suite)
         remove_partials(folder.parent)
-        dirty = dirty_docs(prepared, checkpoint, suite)
+        basis = _basis(prepared, checkpoint, suite)
         evaluation = harness.score(
             model,
             suite,
             tokenizer=tokenizer,
             mirror=prepared.mirror,
-            dirty=dirty,
+            dirty=basis["dirty"],
             progress=lambda what, done, total: progress(f"{label}: {what}", done, total),
         )
-        if folder.is_dir():  # scored when other docs counted as dirty
-            shutil.rmtree(folder)
-        scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint, dirty=dirty)
+        if folder.is_dir():  # scores of another basis
+            retire(folder)
+        scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint, basis=basis)
 
 
 @contextmanager
@@ -575,7 +607,9 @@ def _write_run(prepared: Prepared, run: Run) -> None:
 def sweep_id(prepared: Prepared) -> str:
     """The sweep's name: its question (recipe, stage, variants, seeds) and its data."""
     data = {name: clean.id for name, clean in prepared.clean.items()}
-    return content_id([asdict(prepared.recipe), data])
+    question = asdict(prepared.recipe)
+    del question["description"]
+    return content_id([question, data])
 
 
 def plants_found(prepared: Prepared) -> list[tuple[str, int, int]]:

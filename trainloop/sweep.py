@@ -5,7 +5,7 @@
 
 Each cell runs in a process of its own with the recipe's thread count; a cell that fails is named
 with its error and the others go on. The verdict pairs the final checkpoints' items, over all
-seeds (evalsuite.stats.paired_difference); an interval that holds zero is "not identified". What
+seeds (evalsuite.stats.stratified_difference); an interval that holds zero is "not identified". What
 it cannot do: correct for many comparisons, or tell how a mixture between two variants would do.
 """
 
@@ -16,7 +16,6 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from evalsuite import scorefiles
 from evalsuite.errors import UserError
 from evalsuite.files import write_json
 from evalsuite.progress import Progress, silent
-from evalsuite.records import ALL, ItemRow, Suite
+from evalsuite.records import ALL, ItemRow, Suite, Task
 from trainloop.run import (
     Prepared,
     Run,
@@ -41,10 +40,7 @@ from trainloop.run import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from evalsuite.stats import Difference
+    from evalsuite.stats import Difference, Stratum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,28 +155,27 @@ def _compare_on(
     wanted: list[str],
     unit: str,
 ) -> Comparison:
-    import numpy as np
+    from evalsuite.stats import stratified_difference
 
-    from evalsuite.stats import paired_difference
-
-    keys, scale = _items_and_scales(rows_a + rows_b, suite, wanted)
-    present = {task for task, _ in keys}
-    for task in [t.task for name in wanted for t in suite.capabilities[name]]:
-        if task not in present or len(keys) < 2:
-            raise UserError(
-                f"variants {a!r} and {b!r} cannot be compared on {suite.name}: too few items of "
-                f"task {task!r} are scored in all of their runs; see the errors in the item rows"
-            )
-    matrix_a = _matrix(rows_a, keys, scale)
-    matrix_b = _matrix(rows_b, keys, scale)
-    found: Difference = paired_difference(matrix_a, matrix_b)
+    strata, seen = [], 0
+    for name in wanted:
+        tasks = suite.capabilities[name]
+        for task in tasks:
+            stratum, of_task = _stratum(rows_a, rows_b, task, 1 / (len(wanted) * len(tasks)))
+            if stratum is None:
+                raise UserError(
+                    f"variants {a!r} and {b!r} cannot be compared on {suite.name}: too few items "
+                    f"of task {task.task!r} are scored in all of their runs; see the errors in "
+                    "the item rows"
+                )
+            strata.append(stratum)
+            seen += of_task
+    found: Difference = stratified_difference(strata)
     higher = unit == "share"
     p_better = found.probability_better if higher else 1 - found.probability_better
     verdict = "not identified"
     if found.low > 0 or found.high < 0:
         verdict = "better" if (found.low > 0) == higher else "worse"
-    seen = {(r.task, r.doc_id) for rows in rows_a + rows_b for r in rows if r.capability in wanted}
-    assert np.isfinite(found.difference)
     return Comparison(
         a=a,
         b=b,
@@ -193,49 +188,35 @@ def _compare_on(
         verdict=verdict,
         seeds=found.seeds,
         items=found.items,
-        unpaired=len(seen) - len(keys),
+        unpaired=seen - found.items,
     )
 
 
-def _items_and_scales(
-    runs: list[list[ItemRow]], suite: Suite, wanted: list[str]
-) -> tuple[list[tuple[str, int]], npt.NDArray[np.float64]]:
-    """Items scored in every run, and the factor by which each counts.
+def _stratum(
+    rows_a: list[list[ItemRow]], rows_b: list[list[ItemRow]], task: Task, share: float
+) -> tuple[Stratum | None, int]:
+    """A task's items that every run scored (None below two), and how many items it has.
 
-    With the factors, the plain mean over all items is the mean over capabilities of the
-    means over their tasks of chance-corrected values, where a task's items count by their
-    weights (bytes, for bits per byte), as they do in its score.
+    Chance cancels in a difference but for the scale; items of bits per byte count by bytes.
     """
-    import numpy as np
+    from evalsuite.stats import Stratum
 
-    scored = [
-        {(r.task, r.doc_id) for r in rows if r.value is not None and r.capability in wanted}
-        for rows in runs
-    ]
-    keys = sorted(set.intersection(*scored))
-    weights = {(r.task, r.doc_id): r.weight for r in runs[0]}
-    total: dict[str, float] = {}
-    for key in keys:
-        total[key[0]] = total.get(key[0], 0.0) + weights[key]
-    factor = {}
-    for capability in wanted:
-        tasks = [t for t in suite.capabilities[capability] if t.task in total]
-        for task in tasks:
-            share = 1 / (len(wanted) * len(tasks) * total[task.task])
-            factor[task.task] = len(keys) * share / (1 - task.chance)
-    return keys, np.array([factor[key[0]] * weights[key] for key in keys])
-
-
-def _matrix(
-    runs: list[list[ItemRow]], keys: list[tuple[str, int]], scale: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """[seeds, items] of scaled values (chance itself cancels in a difference)."""
-    import numpy as np
-
-    values: list[Mapping[tuple[str, int], float]] = [
-        {(r.task, r.doc_id): r.value for r in rows if r.value is not None} for rows in runs
-    ]
-    return np.array([[found[key] for key in keys] for found in values]) * scale
+    runs = [[r for r in rows if r.task == task.task] for rows in rows_a + rows_b]
+    scored = [{r.doc_id: r.value for r in run if r.value is not None} for run in runs]
+    weight = {r.doc_id: r.weight for r in runs[0]}
+    docs = sorted(set(scored[0]).intersection(*scored[1:]))
+    items = len({r.doc_id for run in runs for r in run})
+    if len(docs) < 2:
+        return None, items
+    values = [[found[doc] for doc in docs] for found in scored]
+    stratum = Stratum(
+        a=values[: len(rows_a)],
+        b=values[len(rows_a) :],
+        weights=[weight[doc] for doc in docs],
+        factor=share / (1 - task.chance),
+        range=1.0 if task.unit == "share" else 0.0,
+    )
+    return stratum, items
 
 
 def verdict_sentence(comparisons: list[Comparison], suite: Suite) -> str:
@@ -280,14 +261,13 @@ def capability_lines(result: dict[str, Any]) -> list[str]:
         scale, unit = (100, "points") if share else (1, "bits per byte")
         size, low, high = (scale * row[name] for name in ("difference", "low", "high"))
         ahead, behind = row["a"], row["b"]
-        if low == high == 0:
-            lines.append(f"{row['capability']}: {ahead} and {behind} are equal on every item")
-            continue
         if (size < 0) == share:
             ahead, behind = behind, ahead
         if size < 0:
             size, low, high = -size, -high, -low
         how = f"{ahead} {'above' if share else 'below'} {behind}"
+        if size == 0:
+            how = f"{ahead} and {behind} differ"
         sure = "" if row["verdict"] != "not identified" else ", not identified"
         lines.append(
             f"{row['capability']}: {how} by {size:.{1 if share else 3}f} {unit} "

@@ -291,31 +291,46 @@ def _optimizer_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     part = backward_step(model, batch, leg.objective, accelerator, micro_batch=stage.micro_batch)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip))
+    mean = float(accelerator.reduce(part, "sum"))
+    for what, value in (("loss", mean), ("gradient norm", norm)):
+        if not np.isfinite(value):
+            raise _diverged(stage, f"the {what} is {value}", step)
     optimizer.step()
     optimizer.zero_grad()
-    mean = float(accelerator.reduce(part, "sum"))
-    if not np.isfinite(mean):
-        raise UserError(
-            f"stage {stage.name!r}: the loss is {mean} at step {step + 1} of {stage.steps}; "
-            f"lower learning_rate ({stage.learning_rate}) or clip ({stage.clip})"
-        )
+    if step + 1 in stage.checkpoint_steps and not all(
+        bool(torch.isfinite(p).all()) for p in model.parameters()
+    ):
+        raise _diverged(stage, "weights are no longer finite", step)
     return {
         "step": step + 1,
         "tokens": (step + 1) * stage.batch_tokens,
         "loss": mean,
         "lr": lr,
-        "grad_norm": float(norm),
+        "grad_norm": norm,
         "target_tokens": batch.target_tokens,
     }
 
 
+def _diverged(stage: Stage, what: str, step: int) -> UserError:
+    return UserError(
+        f"stage {stage.name!r}: {what} at step {step + 1} of {stage.steps}; "
+        f"lower learning_rate ({stage.learning_rate}) or clip ({stage.clip})"
+    )
+
+
 def newest_step(stage: Stage, this_stage_id: str, root: Path) -> int:
-    """The step of the stage's newest published checkpoint, 0 without one."""
-    for step in reversed(stage.checkpoint_steps):
-        if checkpoints.read(root, checkpoint_id(this_stage_id, step)) is not None:
-            return step
-    return 0
+    """The last step up to which every due checkpoint of the stage is published; 0 without one.
+
+    A stage that was finished with fewer scored checkpoints goes on from before the first
+    missing one; those it has are left as they are.
+    """
+    newest = 0
+    for step in stage.checkpoint_steps:
+        if checkpoints.read(root, checkpoint_id(this_stage_id, step)) is None:
+            break
+        newest = step
+    return newest
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

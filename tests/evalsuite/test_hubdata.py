@@ -154,3 +154,13 @@ def test_a_model_is_a_folder_or_the_mirrors_copy_of_a_name(shared, tmp_path):
     (tmp_path / "mirror.yaml").write_text("sets: []\nmodels: {a/b: models/b}\n")
     with pytest.raises(UserError, match="lacks models/b"):
         hubdata.model_folder("a/b", base=tmp_path, mirror=tmp_path)
+
+
+def test_a_changed_mirror_has_another_stamp(tmp_path):
+    (tmp_path / "mirror.yaml").write_text("sets: []\n")
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    before = hubdata.mirror_stamp(tmp_path)
+    assert hubdata.mirror_stamp(tmp_path) == before
+    (tmp_path / "a.jsonl").write_text('{"b": 1}\n')
+    assert hubdata.mirror_stamp(tmp_path) != before
+    assert hubdata.mirror_stamp(None) is None

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from evalsuite.stats import mean_interval, paired_difference, wilson
+from evalsuite.stats import (
+    Stratum,
+    mean_interval,
+    paired_difference,
+    stratified_difference,
+    wilson,
+)
 
 
 @given(n=st.integers(1, 500), part=st.floats(0, 1), level=st.sampled_from([0.8, 0.95, 0.99]))
@@ -121,3 +127,45 @@ def test_a_constant_difference_is_certain_and_none_is_a_coin_toss():
     assert paired_difference(ones, zeros).probability_better == 1.0
     assert paired_difference(zeros, ones).probability_better == 0.0
     assert paired_difference(ones, ones).probability_better == 0.5
+
+
+def test_tasks_with_opposite_effects_do_not_widen_the_whole():
+    up = Stratum(a=np.full((2, 80), 0.7), b=np.zeros((2, 80)), factor=0.5)
+    down = Stratum(a=np.zeros((2, 80)), b=np.full((2, 80), 0.4), factor=0.5)
+    found = stratified_difference([up, down])
+    assert (found.difference, found.low, found.high) == pytest.approx((0.15, 0.15, 0.15))
+
+
+def test_items_that_never_differ_leave_room_for_some_that_do():
+    same = np.ones((2, 50))
+    found = stratified_difference([Stratum(a=same, b=same, range=1.0)])
+    assert found.difference == 0
+    assert found.stderr == pytest.approx(math.sqrt(1 / 52 / 50))
+    assert found.low < 0 < found.high
+    crossed = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]
+    assert stratified_difference([Stratum(a=crossed[0], b=crossed[1], range=1.0)]).low < 0
+
+
+def test_a_weighted_task_has_the_variance_of_a_ratio():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(2, 1, (1, 30)), rng.normal(1, 1, (1, 30))
+    weights = rng.uniform(1, 5, 30)
+    found = stratified_difference([Stratum(a=a, b=b, weights=weights)])
+    mean, stderr, low, high = mean_interval(list((a - b)[0]), list(weights))
+    assert (found.difference, found.stderr) == pytest.approx((mean, stderr))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_the_interval_of_several_tasks_covers_at_its_level():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        strata = []
+        for items, effect in ((60, 0.2), (90, -0.1)):
+            base = rng.uniform(0.2, 0.6, (1, items))
+            a = rng.random((2, items)) < base + effect
+            b = rng.random((2, items)) < base
+            strata.append(Stratum(a=a, b=b, factor=0.5, range=1.0))
+        found = stratified_difference(strata)
+        covered += found.low <= 0.05 <= found.high
+    assert 0.93 <= covered / 400 <= 1.0

@@ -60,6 +60,16 @@ def test_adding_a_source_keeps_the_other_sources_order():
     assert list(of_a[:25]) == list(alone[:25])
 
 
+def test_how_a_recipe_orders_its_mixture_changes_nothing():
+    sizes = {"a": np.full(50, 10, dtype=np.int64), "b": np.full(50, 10, dtype=np.int64)}
+    one = data.mixture_order(sizes, {"a": 1.0, "b": 1.0}, tokens=300, seed=3)
+    turned = dict(reversed(sizes.items()))
+    other = data.mixture_order(turned, {"b": 1.0, "a": 1.0}, tokens=300, seed=3)
+    assert one[0] == other[0]
+    assert np.array_equal(one[1], other[1])
+    assert np.array_equal(one[2], other[2])
+
+
 def test_cut_rows_hold_the_document_stream_without_a_gap(world, tmp_path):
     tokens = tokens_of(world, tmp_path)
     stage = small_stage()

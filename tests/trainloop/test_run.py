@@ -122,7 +122,7 @@ def test_every_checkpoint_is_scored_on_every_suite(finished):
             folder = scores_of(finished.root, checkpoint)
             assert folder.name == f"tiny-{suite.fingerprint}"
             assert {f.name for f in folder.iterdir()} == {
-                "scores.jsonl", "items.parquet", "suite.json", "dirty.json",
+                "scores.jsonl", "items.parquet", "suite.json", "basis.json",
             }  # fmt: skip
             evaluation = read_evaluation(folder)
             assert len(evaluation.items) == 2 * minirun.ITEMS
@@ -347,4 +347,35 @@ def test_two_suites_of_one_name_are_an_error(copy):
     text = minirun.recipe_text() | {"suites": ["tiny.yaml", "again.yaml"]}
     copy.recipe.write_text(yaml.safe_dump(text))
     with pytest.raises(UserError, match=r"'again\.yaml' is a second suite named 'tiny'"):
+        minirun.ready(copy.recipe, copy.root)
+
+
+def test_scores_of_other_docs_are_made_again_and_nothing_is_trained(copy, finished, monkeypatch):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train, "train_stage", refuse)
+    [basis] = (copy.root / "scores" / finished.run.final).glob("*/basis.json")
+    rows = (basis.parent / "scores.jsonl").read_text()
+    told = json.loads(basis.read_text())
+    basis.write_text(json.dumps(told | {"references": "of yesterday's data"}))
+    (basis.parent / "scores.jsonl").write_text("")
+    minirun.finish(copy.recipe, copy.root)
+    assert json.loads(basis.read_text()) == told
+    assert (basis.parent / "scores.jsonl").read_text() == rows
+
+
+def test_an_unseen_suite_may_not_decide_a_sweep(copy):
+    suite = copy.folder / "tiny.yaml"
+    suite.write_text(suite.read_text().replace("role: dev", "role: unseen"))
+    text = minirun.recipe_text()
+    mixture = text["stages"][1]["mixture"]
+    text["sweep"] = {
+        "stage": text["stages"][1]["name"],
+        "suite": "tiny.yaml",
+        "seeds": [1],
+        "variants": {"a": mixture, "b": mixture},
+    }
+    copy.recipe.write_text(yaml.safe_dump(text))
+    with pytest.raises(UserError, match="'tiny' is unseen, and only a dev suite may decide"):
         minirun.ready(copy.recipe, copy.root)

@@ -242,10 +242,26 @@ def test_a_full_disk_while_saving_is_one_line_and_leaves_nothing(world, tmp_path
 
 
 def test_a_loss_that_is_no_number_stops_the_stage_before_its_checkpoint(world, tmp_path):
-    with pytest.raises(UserError, match="the loss is nan at step"):
+    with pytest.raises(UserError, match="is nan at step 2 of 12; lower learning_rate"):
         train_to_end(world, tmp_path, small_stage(learning_rate=1e30, clip=1e30))
     saved = tmp_path / "checkpoints"
     assert not saved.exists() or not list(saved.iterdir())
+
+
+def test_weights_that_the_last_step_blew_up_are_never_published(world, tmp_path):
+    one_step = small_stage(tokens=128, score_every=None, learning_rate=1e38)
+    with pytest.raises(UserError, match="weights are no longer finite at step 1 of 1"):
+        train_to_end(world, tmp_path, one_step)
+    saved = tmp_path / "checkpoints"
+    assert not saved.exists() or not list(saved.iterdir())
+
+
+def test_a_finished_stage_scored_more_often_gets_the_missing_checkpoints(world, tmp_path):
+    final = train_to_end(world, tmp_path, small_stage(score_every=None))
+    seen: list[Checkpoint] = []
+    assert train_to_end(world, tmp_path, small_stage(score_every=512), seen=seen) == final
+    assert [c.step for c in seen] == [4, 8, 12]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
 def test_every_rank_gets_equally_many_micro_batches_that_together_are_the_batch(world, tmp_path):
