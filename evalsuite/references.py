@@ -10,12 +10,17 @@ a question ("Question: ... Answer:", or six worked examples) is left off: it is 
 long frame would hide a leaked question from any rule about shares of words. Choices that every
 doc of a task shares ("A", "Yes") are left off too. Few-shot docs are no references.
 
+A text of more than two `WINDOW`s is given as passages of about that length each: training
+documents are cut too, and half of an article must be found though no document holds the most
+of it.
+
 What a task writes into a prompt by code of its own, so that no field of the doc is found in it,
 stays one whole text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 Field = Literal["question", "choice", "answer", "passage"]
 
 _PASSAGES = ("passage", "context", "article", "story", "paragraph", "background", "document")
+WINDOW = 2_000
+"""Characters of one passage of a long text."""
 _LEAST_WORDS = 3
 """A shorter field (an "18", a "B") is found anywhere, so it does not mark what is question."""
 
@@ -46,13 +53,32 @@ def references(suite: Suite, *, mirror: Path | None = None) -> list[Reference]:
         shared = _shared_choices(docs)
         for doc in docs:
             texts = dict.fromkeys(
-                (field, text.strip()) for field, text in _texts(doc, shared) if text.strip()
+                (field, text.strip())
+                for whole_field, whole in _texts(doc, shared)
+                for field, text in _windows(whole_field, whole)
+                if text.strip()
             )
             found.extend(
                 Reference(suite=suite.name, task=task, doc_id=doc.doc_id, field=field, text=text)
                 for field, text in texts
             )
     return found
+
+
+def _windows(field: Field, text: str) -> Iterator[tuple[Field, str]]:
+    """The text, or for a long question or passage its passages, cut at line or word ends."""
+    if field not in ("question", "passage") or len(text) <= 2 * WINDOW:
+        yield field, text
+        return
+    if field == "question":
+        yield field, text  # found whole, or by any of its passages
+    piece = ""
+    for part in re.findall(r"\S+\s*", text):
+        if piece and len(piece) + len(part) > WINDOW:
+            yield "passage", piece
+            piece = ""
+        piece += part
+    yield "passage", piece
 
 
 def _shared_choices(docs: list[Doc]) -> set[str]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trainloop.objectives import Objective
 
 Ints = npt.NDArray[np.int64]
-FORMAT = 1
+FORMAT = 2
 """Raised when the same documents would give other token files."""
 
 

@@ -613,16 +613,25 @@ def sweep_id(prepared: Prepared) -> str:
 
 
 def plants_found(prepared: Prepared) -> list[tuple[str, int, int]]:
-    """(source, planted, found) for each source with planted items: found means a hit names it."""
+    """(source, planted, found) for each source with planted items: found means a hit names it.
+
+    Of an item that was long enough to be cut, any piece counts.
+    """
     found: dict[str, set[str]] = {}
     for row in _rows_of(prepared.decon_folder / "hits.jsonl"):
-        found.setdefault(row["source"], set()).add(row["document_id"])
+        found.setdefault(row["source"], set()).add(_whole(row["document_id"]))
     result = []
     for name, shard in prepared.shards.items():
         if shard.planted:
-            planted = {row["document_id"] for row in _rows_of(shard.folder / "planted.jsonl")}
+            rows = _rows_of(shard.folder / "planted.jsonl")
+            planted = {_whole(row["document_id"]) for row in rows}
             result.append((name, len(planted), len(planted & found.get(name, set()))))
     return result
+
+
+def _whole(document_id: str) -> str:
+    """The id of the document that a piece (`id#number`) was cut from."""
+    return document_id.partition("#")[0]
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ from trainloop.records import Plant, Source
 LONGEST = 8_000
 """Characters after which a text is cut at the next paragraph end."""
 SHARD_DOCUMENTS = 50_000
-FORMAT = 1
+FORMAT = 2
 """Raised when the same definition would give other shards."""
 
 
@@ -206,7 +206,7 @@ def _plant_rows(plant: Plant | None, mirror: Path | None) -> Iterator[dict[str, 
 
     rows = hubdata.rows(plant.hub, plant.config, plant.split, mirror=mirror)
     for number, row in enumerate(rows[: plant.first]):
-        yield {"id": f"planted-{number}", "text": _fill(plant.template, row, f"plant {plant.hub}")}
+        yield from _cut(f"planted-{number}", _fill(plant.template, row, f"plant {plant.hub}"))
 
 
 def _planted(source: Source, mirror: Path | None) -> list[dict[str, Any]]:
@@ -220,8 +220,8 @@ def _planted(source: Source, mirror: Path | None) -> list[dict[str, Any]]:
         )
     if source.plant:
         return [
-            {"document_id": f"planted-{n}", "hub": source.plant.hub, "row": n, "form": "verbatim"}
-            for n in range(sum(1 for _ in _plant_rows(source.plant, mirror)))
+            {"document_id": row["id"], "hub": source.plant.hub, "form": "verbatim"}
+            for row in _plant_rows(source.plant, mirror)
         ]
     return []
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from toys import CHOICE, GOLD, MEAN, SUMS, TEXT, WRITTEN
 
 from evalsuite import harness
+from evalsuite import references as references_module
 from evalsuite.harness import Doc
 from evalsuite.records import Task
 from evalsuite.references import _texts, references
@@ -153,3 +154,15 @@ def test_each_doc_of_every_shipped_suite_has_a_reference(shared):
 @pytest.mark.parametrize("task", [WRITTEN, CHOICE])
 def test_references_need_no_model(sums, task):
     assert references(sums.suite(task), mirror=sums.mirror)
+
+
+def test_a_long_text_is_given_as_passages_that_together_are_all_of_it():
+    words = [f"w{n}" for n in range(3000)]
+    pieces = list(references_module._windows("passage", " ".join(words)))
+    assert [field for field, _ in pieces] == ["passage"] * len(pieces)
+    assert " ".join(text.strip() for _, text in pieces).split() == words
+    assert all(len(text) <= references_module.WINDOW for _, text in pieces)
+    short = "x " * 100
+    assert list(references_module._windows("passage", short)) == [("passage", short)]
+    first, *rest = references_module._windows("question", " ".join(words))
+    assert first == ("question", " ".join(words)) and rest == pieces

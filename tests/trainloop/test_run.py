@@ -17,16 +17,22 @@ import numpy as np
 import pytest
 import yaml
 
-from evalsuite import config, microworld
+from decon.clean import clean
+from decon.index import build_index
+from decon.policy import load_policy
+from evalsuite import config, hubdata, microworld
 from evalsuite.errors import UserError
 from evalsuite.files import read_json, read_jsonl
+from evalsuite.harness import docs
+from evalsuite.references import references
 from evalsuite.scorefiles import read_evaluation
+from evalsuite.suites import load_suite
 from tests.trainloop import minirun
 from trainloop import checkpoint as checkpoints
 from trainloop import model as models
 from trainloop import run as runs
-from trainloop import train
-from trainloop.records import Recipe
+from trainloop import sources, train
+from trainloop.records import Recipe, Source
 
 
 @pytest.fixture
@@ -379,3 +385,24 @@ def test_an_unseen_suite_may_not_decide_a_sweep(copy):
     copy.recipe.write_text(yaml.safe_dump(text))
     with pytest.raises(UserError, match="'tiny' is unseen, and only a dev suite may decide"):
         minirun.ready(copy.recipe, copy.root)
+
+
+def test_a_long_passage_is_found_though_sources_are_cut_into_pieces(shared, tmp_path):
+    pages = hubdata.rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", mirror=shared)
+    texts = [doc.target for doc in docs(load_suite("real-small"), mirror=shared) if doc.rolling]
+    assert pages and max(map(len, texts)) > 2 * sources.LONGEST
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "leak.jsonl").write_text("".join(lines))
+    leak = Source(files=["leak.jsonl"])
+    shards = sources.materialise("leak", leak, root=tmp_path, base=tmp_path, mirror=None)
+    suite = load_suite("real-small")
+    index = build_index(
+        references(suite, mirror=shared),
+        policy=load_policy("tulu3"),
+        suites={suite.name: suite.fingerprint},
+    )
+    certificate = clean({"leak": shards.files}, index, tmp_path / "out")
+    count = certificate.sources["leak"]
+    assert count.read > len(texts), "the articles were cut"
+    assert count.removed == count.read
+    assert certificate.dirty_items[suite.name]["wikitext"] == list(range(len(texts)))
