@@ -113,7 +113,9 @@ def test_the_command_does_what_the_readme_says(workspace, command):
     if command == "assay quickstart":
         planted, found = re.search(r"plants in facts: (\d+) of (\d+)", output).groups()
         assert planted == found != "0"
-        assert "verdict: math_heavy beats facts_heavy" in output
+        assert re.search(r"^math: math_heavy above facts_heavy by [\d.]+ points \[[\d.]+, [\d.]+\]$",
+                         output, re.MULTILINE)  # fmt: skip
+        assert re.search(r"^verdict: (math_heavy beats|not identified)", output, re.MULTILINE)
     if command.startswith("assay train recipes/real"):
         bits = re.findall(r"after (\w+): .*math_bpb ([\d.]+)", output)
         assert [stage for stage, _ in bits] == ["pretrain", "midtrain", "sft"]

@@ -238,7 +238,8 @@ class Stage:
         if self.score_every is None:
             return [self.steps]
         every = max(1, self.score_every // self.batch_tokens)
-        return sorted({*range(every, self.steps, every), self.steps})
+        # None right before the end: its scores would be the last ones' over again.
+        return [*range(every, self.steps - every // 2, every), self.steps]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -158,6 +158,13 @@ def test_checkpoints_come_at_their_cadence_and_count_tokens_and_flops(world, tmp
     assert seen[-1].flops == 6.0 * seen[-1].parameters * 1536
 
 
+def test_no_checkpoint_is_saved_right_before_the_last():
+    stage = small_stage(tokens=9 * 128, score_every=4 * 128)
+    assert stage.checkpoint_steps == [4, 9]
+    assert small_stage(tokens=11 * 128, score_every=4 * 128).checkpoint_steps == [4, 8, 11]
+    assert small_stage(tokens=3 * 128, score_every=128).checkpoint_steps == [1, 2, 3]
+
+
 def test_how_often_a_stage_is_scored_does_not_change_its_weights_or_its_id(world, tmp_path):
     often, once = small_stage(score_every=128), small_stage(score_every=None)
     objective = load_objective("next_token")
