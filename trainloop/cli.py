@@ -10,7 +10,8 @@ import click
 from evalsuite.errors import UserError
 
 if TYPE_CHECKING:
-    from trainloop.run import Prepared, Run
+    from trainloop.prepare import Prepared
+    from trainloop.run import Run
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -120,8 +121,8 @@ def sweep_recipe(path: Path, runs: Path, mirror: Path | None) -> dict[str, Any]:
 
 def _prepare(path: Path, runs: Path, mirror: Path | None, progress: Any) -> Prepared:
     from evalsuite.config import load
+    from trainloop.prepare import prepare
     from trainloop.records import Recipe
-    from trainloop.run import prepare
 
     return prepare(
         load(path, Recipe),
@@ -186,7 +187,7 @@ def _seed(prepared: Prepared, seed: int | None) -> int:
 
 def _say_data(prepared: Prepared) -> None:
     """What decontamination did, and whether it found what was planted."""
-    from trainloop.run import plants_found
+    from trainloop.prepare import plants_found
 
     for name, source in prepared.certificate.sources.items():
         flag = ", CONTAMINATED above the policy's gate" if source.contaminated else ""

@@ -27,10 +27,9 @@ from evalsuite.errors import UserError
 from evalsuite.files import write_json
 from evalsuite.progress import Progress, silent
 from evalsuite.records import ALL, ItemRow, Suite, Task
+from trainloop.prepare import Prepared, deciding_suite
 from trainloop.run import (
-    Prepared,
     Run,
-    deciding_suite,
     is_done,
     plan_stages,
     run_stages,

@@ -22,8 +22,9 @@ import yaml
 from evalsuite import config, microworld
 from evalsuite.files import canonical_json
 from tests.trainloop.conftest import CHAT, LLAMA
+from trainloop.prepare import Prepared, prepare
 from trainloop.records import Recipe
-from trainloop.run import Prepared, Run, prepare, run_stages
+from trainloop.run import Run, run_stages
 
 ROWS = 4
 LENGTH = 64

@@ -30,6 +30,7 @@ from evalsuite.suites import load_suite
 from tests.trainloop import minirun
 from trainloop import checkpoint as checkpoints
 from trainloop import model as models
+from trainloop import prepare as preparing
 from trainloop import run as runs
 from trainloop import sources, train
 from trainloop.records import Recipe, Source
@@ -151,7 +152,7 @@ def test_one_certificate_binds_run_checkpoints_suite_and_sources(finished):
 
 
 def test_every_planted_item_of_the_suite_is_found(finished):
-    planted = {name: (n, found) for name, n, found in runs.plants_found(finished.prepared)}
+    planted = {name: (n, found) for name, n, found in preparing.plants_found(finished.prepared)}
     assert planted["sums"] == (minirun.ITEMS, minirun.ITEMS)
     truth = microworld.planted(
         "facts",
@@ -240,7 +241,7 @@ def test_scoring_another_suite_trains_nothing(copy, no_training):
 def test_a_changed_source_changes_the_stages_that_read_it_and_those_after(finished, source, kept):
     prepared = finished.prepared
     clean = {
-        name: runs.Clean(id=one.id + "x" * (name == source), files=one.files)
+        name: preparing.Clean(id=one.id + "x" * (name == source), files=one.files)
         for name, one in prepared.clean.items()
     }
     # The tokenizer reads every source; with one of its own, only the stages do.
