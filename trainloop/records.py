@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from decon.records import Decision
@@ -47,6 +47,27 @@ class PlantedLeaks:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OnPolicyPairs:
+    """Pairs made by sampling a stage's model on prompts: a right answer above a wrong one."""
+
+    prompts: str
+    """The source of prompts with their verifier."""
+    policy: str
+    """The stage whose final checkpoint answers."""
+    samples: int = 8
+    """Answers per prompt; one without both a right and a wrong answer makes no pair."""
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or self.max_new_tokens < 1 or not self.temperature > 0:
+            raise UserError(
+                f"pairs: samples is {self.samples}, max_new_tokens {self.max_new_tokens} and "
+                f"temperature {self.temperature}, but they must be 2 or more, 1 or more, above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A named set of documents: a micro-world generator, files, or a public data set."""
 
@@ -68,17 +89,29 @@ class Source:
     template: str | None = None
     """How a row becomes one text, e.g. "Question: {question}\\nAnswer: {answer}"."""
     prompt: str | None = None
+    """Template of the user's turn; with one of the next four it says what the source holds."""
     response: str | None = None
-    """Templates of the user's and the assistant's turn: makes the source one of conversations."""
+    """Template of the assistant's turn: the source holds conversations."""
+    chosen: str | None = None
+    rejected: str | None = None
+    """Templates of the better and the worse answer: the source holds pairs, for dpo or reward."""
+    answer: str | None = None
+    """Template of the right answer: the source holds prompts, for grpo and ppo."""
+    verifier: str | None = None
+    """What judges the answers to its prompts: a file of evalsuite/verifiers/."""
+    pairs: OnPolicyPairs | None = None
+    """Pairs that a stage of the recipe writes itself."""
     plant: Plant | None = None
 
     def __post_init__(self) -> None:
-        origins = [bool(self.microworld), bool(self.files), bool(self.hub)]
+        origins = [bool(self.microworld), bool(self.files), bool(self.hub), bool(self.pairs)]
         if sum(origins) != 1:
             raise UserError(
-                "a source has exactly one origin: microworld, files or hub; this one has "
+                "a source has exactly one origin: microworld, files, hub or pairs; this one has "
                 f"{sum(origins)}"
             )
+        if self.pairs and (self.template or self.prompt or self.plant or self.verifier):
+            raise UserError("on-policy pairs take neither template, prompt, verifier nor plant")
         if self.documents is not None and self.documents < 1:
             raise UserError(f"documents is {self.documents}, but must be 1 or more")
         if self.microworld and self.documents is None:
@@ -91,10 +124,18 @@ class Source:
             raise UserError(f"seed ({self.seed}) is for micro-world sources; drop it")
         if (self.config or self.split != "train") and not self.hub:
             raise UserError("config and split are for sources from the hub; drop them")
-        if (self.prompt is None) != (self.response is None):
-            raise UserError("prompt and response go together: give both or neither")
+        if (self.chosen is None) != (self.rejected is None):
+            raise UserError("chosen and rejected go together: give both or neither")
+        ways = [self.response is not None, self.chosen is not None, self.answer is not None]
+        if sum(ways) != (self.prompt is not None):
+            raise UserError(
+                "prompt goes with exactly one of response, chosen and rejected, or answer; "
+                f"this source has {sum(ways)} of them and {'a' if self.prompt else 'no'} prompt"
+            )
+        if self.answer is not None and self.verifier is None:
+            raise UserError("answer needs a verifier that judges by it, e.g. gsm8k")
         if self.template is not None and self.prompt is not None:
-            raise UserError("give a source either a template or prompt and response, not both")
+            raise UserError("give a source either a template or a prompt, not both")
         if self.plant is not None and self.prompt is not None:
             raise UserError("plant puts texts into a source of texts, not of conversations")
 
@@ -151,96 +192,235 @@ class Model:
 class Schedule:
     """The learning rate over a stage, as shares of its steps (see schedules.py)."""
 
-    kind: Literal["cosine", "wsd", "linear"] = "cosine"
+    kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup: float = 0.0
     """Share of the steps that climb linearly to the peak."""
+    start: float = 0.0
+    """Where the climb begins, as a share of the peak."""
     decay: float = 0.1
     """wsd only: share of the steps, at the end, that fall linearly to the floor."""
     floor: float = 0.0
     """Final rate as a share of the peak."""
+    horizon: float = 1.0
+    """cosine and linear: length of the whole curve in stages; above 1 the stage cuts it off."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "decay", "floor"):
+        for name in ("warmup", "start", "decay", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"schedule: {name} is {getattr(self, name)}, not in [0, 1]")
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             raise UserError("schedule: warmup and decay together exceed the stage")
+        if not self.horizon >= 1:
+            raise UserError(f"schedule: horizon is {self.horizon}, but must be 1 or more")
+        if self.horizon != 1 and self.kind not in ("cosine", "linear"):
+            raise UserError(f"schedule: horizon is for cosine and linear, not for {self.kind}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Best:
+    """Hand on the stage's best checkpoint on a dev suite, instead of its last."""
+
+    suite: str
+    """One of the recipe's suites, with role dev."""
+    capability: str
+    patience: int | None = None
+    """End the stage after so many scored checkpoints in a row without a new best."""
+
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"best: patience is {self.patience}, but must be 1 or more")
+
+
+BASE: dict[str, Any] = {
+    "schedule": Schedule(),
+    "weight_decay": 0.1,
+    "beta2": 0.95,
+    "clip": 1.0,
+}
+"""What a stage gets where neither the recipe nor its objective says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One leg of training: what to read, how much, how fast, and when to score."""
+    """One leg of training: what to read, how much, how fast, and when to score.
+
+    A key left out takes the objective's published value, if there is one (`settled`).
+    """
 
     name: str
     objective: str
-    """A file of trainloop/objectives/, e.g. next_token or sft."""
-    mixture: dict[str, float]
-    """Source name -> weight, as shares of tokens; weights need not sum to 1."""
-    tokens: int
-    """Training tokens to spend, counted after packing."""
-    sequence_length: int
-    batch_tokens: int
+    """A file of trainloop/objectives/, e.g. next_token or sft; or soup."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Source name -> weight; weights need not sum to 1. Shares of tokens, or of documents where
+    the batch counts those; with epochs, how often each source is read in each of them."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The objective's own settings, e.g. {beta: 5}."""
+    start_from: str | None = None
+    """The stage whose result this one goes on from; by default the one before it."""
+    reward_model: str | None = None
+    """ppo, grpo: the stage that trained the reward model."""
+    soup: list[str] = field(default_factory=list)
+    """soup only: the stages whose results are averaged."""
+    tokens: int | None = None
+    """Training tokens to spend, counted after packing; goes with batch_tokens."""
+    batch_tokens: int | None = None
     """Tokens per optimizer step, over all ranks."""
-    learning_rate: float
-    schedule: Schedule = field(default_factory=Schedule)
-    micro_batch: int | None = None
-    """Sequences per forward pass; by default the rank's whole share of the batch."""
+    epochs: float | None = None
+    """Times each document is read; goes with batch."""
+    steps: int = 0
+    """Optimizer steps, instead of tokens or epochs; once settled, always the number of them."""
+    batch: int | None = None
+    """Documents (conversations, pairs, prompts) per optimizer step, over all ranks."""
+    sequence_length: int = 0
+    """Most tokens of a row, conversation, pair's half or prompt."""
+    learning_rate: float | Literal["parent"] | None = None
+    """Peak rate; "parent" is the rate at which the parent stage ended."""
+    schedule: Schedule | None = None
+    micro_tokens: int | None = None
+    """Most tokens per forward pass; by default the rank's whole share of the batch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: weights stay in float32, matrices are multiplied in bfloat16."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside layers: less memory, a third more work."""
     score_every: int | None = None
-    """Tokens between scored checkpoints; the last one is always scored."""
-    weight_decay: float = 0.1
-    beta2: float = 0.95
-    clip: float = 1.0
+    """Tokens (documents, where the batch counts those) between scored checkpoints."""
+    held_out: list[str] = field(default_factory=list)
+    """Sources that are measured at each checkpoint, not trained on: bits per byte or accuracy."""
+    best: Best | None = None
+    keep: Literal["all", "needed"] = "all"
+    """needed: drop weights of checkpoints that are scored and neither best, last nor a parent."""
+    repetition_cap: float | None = None
+    """Most times a source may be read in this stage."""
+    seed: int = 0
+    """Added to the run's seed: siblings of one stage differ by it."""
+    weight_decay: float | None = None
+    beta2: float | None = None
+    clip: float | None = None
     """Largest gradient norm."""
 
     def __post_init__(self) -> None:
         where = f"stage {self.name!r}"
         if not self.name or set(self.name) & set("/\\ \t\n"):
             raise UserError(f"{where}: a stage's name is one word without slashes")
+        if (self.objective == "soup") != bool(self.soup):
+            raise UserError(f"{where}: objective soup and the list 'soup' go together")
+        if self.objective == "soup":
+            _check_soup(self, where)
+            return
         if not self.mixture:
             raise UserError(f"{where}: the mixture names no source")
         check_weights(self.mixture, where)
-        for name in ("tokens", "sequence_length", "batch_tokens", "learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{where}: {name} is {getattr(self, name)}, but must be above 0")
-        if self.sequence_length < 2:
-            raise UserError(f"{where}: sequence_length is {self.sequence_length}, but needs 2")
-        if self.batch_tokens % self.sequence_length:
+        _check_numbers(self, where)
+        _check_budget(self, where)
+        if self.tokens is not None:
+            assert self.batch_tokens is not None
+            steps = self.tokens // self.batch_tokens
+            if self.steps not in (0, steps):
+                raise UserError(f"{where}: give tokens ({self.tokens:,}) or steps, not both")
+            object.__setattr__(self, "steps", steps)
+
+    def settled(self, defaults: Mapping[str, Any], documents: Mapping[str, int]) -> Stage:
+        """The stage with every open key decided: by `defaults` (the objective's), else BASE.
+
+        `documents` counts each source's documents, which turn epochs into steps. Raises
+        UserError for what is needed and known to neither.
+        """
+        where = f"stage {self.name!r}"
+        given = {**BASE, **defaults}
+        if self.tokens is not None or self.steps:
+            given = {k: v for k, v in given.items() if k != "epochs"}
+        if self.batch_tokens is not None:
+            given = {k: v for k, v in given.items() if k != "batch"}
+        open_keys = {k: v for k, v in given.items() if getattr(self, k) is None}
+        whole = replace(self, **open_keys)
+        if whole.learning_rate is None:
+            raise UserError(f"{where}: learning_rate is missing")
+        if whole.steps:
+            return whole
+        if whole.epochs is None or whole.batch is None:
             raise UserError(
-                f"{where}: batch_tokens ({self.batch_tokens:,}) is no multiple of "
-                f"sequence_length ({self.sequence_length:,})"
+                f"{where}: says not how much to train: give tokens and batch_tokens, or epochs "
+                "(or steps) and batch"
             )
-        if self.tokens < self.batch_tokens:
-            raise UserError(
-                f"{where}: tokens ({self.tokens:,}) is less than one batch ({self.batch_tokens:,})"
-            )
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UserError(f"{where}: micro_batch is {self.micro_batch}, but must be 1 or more")
-        if self.score_every is not None and not 0 < self.score_every <= self.tokens:
-            raise UserError(
-                f"{where}: score_every is {self.score_every:,}, but must lie between 1 and "
-                f"tokens ({self.tokens:,})"
-            )
-        if not 0 <= self.beta2 < 1 or self.weight_decay < 0:
-            raise UserError(f"{where}: beta2 must lie in [0, 1) and weight_decay be 0 or more")
+        read = sum(w * whole.epochs * documents[name] for name, w in whole.mixture.items())
+        return replace(whole, steps=max(1, math.ceil(read / whole.batch - 1e-9)))
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of a settled stage."""
+        assert isinstance(self.learning_rate, (int, float)), "the stage is not settled"
+        return self.learning_rate
 
     @property
     def batch_rows(self) -> int:
-        """Sequences per optimizer step."""
+        """Sequences per optimizer step, where the batch counts tokens."""
+        assert self.batch_tokens is not None
         return self.batch_tokens // self.sequence_length
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps: the budget in whole batches."""
-        return self.tokens // self.batch_tokens
 
     @property
     def checkpoint_steps(self) -> list[int]:
         """Steps after which a checkpoint is saved and scored; the last step is one."""
+        assert self.steps or self.soup, "the stage is not settled"
         if self.score_every is None:
             return [self.steps]
-        every = max(1, self.score_every // self.batch_tokens)
+        size = self.batch_tokens or self.batch
+        assert size is not None
+        every = max(1, self.score_every // size)
         # None right before the end: its scores would be the last ones' over again.
         return [*range(every, self.steps - every // 2, every), self.steps]
+
+
+def _check_soup(stage: Stage, where: str) -> None:
+    if len(stage.soup) < 2 or len(set(stage.soup)) != len(stage.soup):
+        raise UserError(f"{where}: a soup needs two or more different stages, not {stage.soup}")
+    if stage.mixture or stage.tokens or stage.epochs or stage.start_from:
+        raise UserError(f"{where}: a soup reads no data; drop mixture, budget and start_from")
+
+
+def _check_numbers(stage: Stage, where: str) -> None:
+    above = ("tokens", "batch_tokens", "epochs", "batch", "clip", "micro_tokens", "repetition_cap")
+    for name in above:
+        value = getattr(stage, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{where}: {name} is {value}, but must be above 0")
+    rate = stage.learning_rate
+    if isinstance(rate, (int, float)) and not 0 < rate < math.inf:
+        raise UserError(f"{where}: learning_rate is {rate}, but must be above 0")
+    if stage.steps < 0 or stage.seed < 0:
+        raise UserError(f"{where}: steps and seed must be 0 or more")
+    if stage.sequence_length < 2:
+        raise UserError(f"{where}: sequence_length is {stage.sequence_length}, but needs 2")
+    if not 0 <= (stage.beta2 or 0) < 1 or (stage.weight_decay or 0) < 0:
+        raise UserError(f"{where}: beta2 must lie in [0, 1) and weight_decay be 0 or more")
+
+
+def _check_budget(stage: Stage, where: str) -> None:
+    if stage.batch_tokens is not None and stage.batch is not None:
+        raise UserError(f"{where}: give batch_tokens or batch (documents), not both")
+    if stage.tokens is not None and stage.batch_tokens is None:
+        raise UserError(f"{where}: tokens ({stage.tokens:,}) goes with batch_tokens")
+    if stage.batch_tokens is not None:
+        if stage.tokens is None or stage.epochs is not None:
+            raise UserError(f"{where}: batch_tokens goes with tokens")
+        if stage.batch_tokens % stage.sequence_length:
+            raise UserError(
+                f"{where}: batch_tokens ({stage.batch_tokens:,}) is no multiple of "
+                f"sequence_length ({stage.sequence_length:,})"
+            )
+        if stage.tokens < stage.batch_tokens:
+            raise UserError(
+                f"{where}: tokens ({stage.tokens:,}) is less than one batch "
+                f"({stage.batch_tokens:,})"
+            )
+    elif stage.epochs is not None and stage.steps and stage.batch is None:
+        raise UserError(f"{where}: give epochs or steps, not both")
+    if stage.score_every is not None and not (
+        0 < stage.score_every and (stage.tokens is None or stage.score_every <= stage.tokens)
+    ):
+        raise UserError(
+            f"{where}: score_every is {stage.score_every:,}, but must lie between 1 and "
+            + (f"tokens ({stage.tokens:,})" if stage.tokens else "the documents it reads")
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,6 +466,8 @@ class Recipe:
     seed: int = 0
     cpu_threads: int = 1
     """Threads per process on CPU; the same bits need the same count."""
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: each holds the whole model (ddp), or its share of every layer (fsdp)."""
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\ \t\n"):
@@ -309,8 +491,11 @@ class Recipe:
                 raise UserError(
                     f"source name {name!r}: it names a folder, so use letters, digits, . _ and -"
                 )
-        for stage in self.stages:
-            self._check_sources(stage.mixture, f"stage {stage.name!r}")
+        for number, stage in enumerate(self.stages):
+            where = f"stage {stage.name!r}"
+            self._check_sources(stage.mixture, where)
+            self._check_sources(dict.fromkeys(stage.held_out, 1.0), f"{where} (held_out)")
+            self._check_stage_links(stage, names[:number])
         if self.model.tokenizer:
             for name in self.model.tokenizer.train_on:
                 self._check_sources({name: 1.0}, "tokenizer train_on")
@@ -327,6 +512,30 @@ class Recipe:
                 )
             for name, mixture in self.sweep.variants.items():
                 self._check_sources(mixture, f"sweep variant {name!r}")
+
+    def _check_stage_links(self, stage: Stage, earlier: list[str]) -> None:
+        """Every stage that `stage` names must come before it; its `best` suite must be there."""
+        where = f"stage {stage.name!r}"
+        links = [("start_from", stage.start_from), ("reward_model", stage.reward_model)]
+        links += [("soup", name) for name in stage.soup]
+        for source in map(self.sources.__getitem__, (*stage.mixture, *stage.held_out)):
+            if source.pairs is not None:
+                links.append(("the policy of its pairs", source.pairs.policy))
+                self._check_sources({source.pairs.prompts: 1.0}, f"{where} (pairs)")
+        for key, name in links:
+            if name is not None and name not in earlier:
+                raise UserError(
+                    f"{where}: {key} is {name!r}, which is no stage before it"
+                    + did_you_mean(name, earlier)
+                )
+        both = sorted(set(stage.held_out) & {n for n, w in stage.mixture.items() if w > 0})
+        if both:
+            raise UserError(f"{where}: source {both[0]!r} is held out and in the mixture; drop one")
+        if stage.best is not None and stage.best.suite not in self.suites:
+            raise UserError(
+                f"{where}: best names suite {stage.best.suite!r}, not among the recipe's suites"
+                + did_you_mean(stage.best.suite, self.suites)
+            )
 
     def _check_sources(self, mixture: dict[str, float], where: str) -> None:
         for name in mixture:
@@ -381,3 +590,6 @@ class Checkpoint:
     """6 x parameters x tokens, with all its ancestors (Kaplan et al. 2020, arXiv:2001.08361)."""
     parameters: int
     cpu_threads: int
+    precision: str = "float32"
+    ranks: int = 1
+    """Processes that trained it last: their count changes the last bits, not the data."""

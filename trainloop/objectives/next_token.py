@@ -12,16 +12,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from evalsuite.errors import UserError
-from trainloop.objectives import Encoded, Objective
+from trainloop.data import Tree
+from trainloop.objectives import Loss, Objective, targets
 
 
-def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Encoded]:
+def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Tree]:
     """Ids with the end token, and targets; a conversation's turns are rendered by its template."""
     texts = [_text(document, tokenizer) for document in documents]
     for ids in tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]:
         if ids and ids[-1] != tokenizer.eos_token_id:
             ids = [*ids, tokenizer.eos_token_id]
-        yield ids, [False] + [True] * (len(ids) - 1) if ids else []
+        yield Tree((), (ids,), ([False] + [True] * (len(ids) - 1) if ids else [],))
 
 
 def _text(document: dict[str, Any], tokenizer: Any) -> str:
@@ -48,20 +49,11 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> st
         ) from error
 
 
-def loss(model: Any, batch: dict[str, Any]) -> Any:
+def loss(outputs: Any, batch: Any, options: Any) -> Loss:
     """Cross-entropy summed over the target tokens, in nats, as float32 or finer."""
-    import torch
-
-    logits = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        attention_mask=batch["attention_mask"],
-        use_cache=False,
-    ).logits
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=-100, reduction="sum"
-    )
+    return Loss(-outputs.logprobs.sum())
 
 
-OBJECTIVE = Objective(name="next_token", version=1, splits_documents=True, encode=encode, loss=loss)
+OBJECTIVE = Objective(
+    name="next_token", version=2, documents="text", encode=encode, loss=loss, total=targets
+)

@@ -14,11 +14,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from evalsuite.errors import UserError
-from trainloop.objectives import Encoded, Objective
+from trainloop.data import Tree
+from trainloop.objectives import Objective, targets
 from trainloop.objectives.next_token import loss, render
+from trainloop.records import Schedule
 
 
-def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Encoded]:
+def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Tree]:
     """Ids of each rendered conversation; a target is a token that lies in an assistant's turn."""
     if not tokenizer.chat_template:
         raise UserError(
@@ -32,7 +34,7 @@ def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Enco
     for (_, spans), ids, offsets in zip(
         rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        yield ids, _inside(spans, offsets)
+        yield Tree((), (ids,), (_inside(spans, offsets),))
 
 
 def _render(document: dict[str, Any], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -70,4 +72,19 @@ def _inside(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> lis
     return wanted
 
 
-OBJECTIVE = Objective(name="sft", version=1, splits_documents=False, encode=encode, loss=loss)
+OBJECTIVE = Objective(
+    name="sft",
+    version=2,
+    documents="conversation",
+    encode=encode,
+    loss=loss,
+    total=targets,
+    # Tulu 3 (Lambert et al. 2024, arXiv:2411.15124), its 8B model.
+    defaults={
+        "learning_rate": 5e-6,
+        "schedule": Schedule(kind="linear", warmup=0.03),
+        "batch": 128,
+        "epochs": 2,
+        "weight_decay": 0.0,
+    },
+)
