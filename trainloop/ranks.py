@@ -25,11 +25,12 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
@@ -119,17 +120,18 @@ class Ranks:
         Weights must be alike on all ranks. Under fsdp they become shards in place: make the
         optimizer afterwards. Raises UserError where the model has no layers to shard.
         """
-        policy = policy.to(self.device)
-        if self.kind == "ddp":
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            parallel = DistributedDataParallel(
-                policy, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-            parallel.register_comm_hook(None, _summed)
-            return parallel
         if self.kind == "fsdp":
-            _shard(policy, precision)
-        return policy
+            _shard(policy, precision, self)
+            return policy
+        policy = policy.to(self.device)
+        if self.kind == "alone":
+            return policy
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        parallel = DistributedDataParallel(
+            policy, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+        parallel.register_comm_hook(None, _summed)
+        return parallel
 
     def bare(self, module: Module) -> Any:
         """What was wrapped."""
@@ -186,10 +188,10 @@ class Ranks:
             with torch.device("meta"):
                 like = type(live)(deepcopy(live.config))
             like.eval()
-        with torch.no_grad():
-            whole = {name: _full(value.detach()) for name, value in live.state_dict().items()}
-            whole |= dict(live.named_buffers())  # also those that no checkpoint keeps
-            _fill(like, whole)
+        # Buffers too: some are in no state dict.
+        for name, value in [*live.named_parameters(), *live.named_buffers()]:
+            _put(like, name, _full(value.detach()))
+        like.tie_weights()
         return like
 
 
@@ -297,6 +299,10 @@ def _summed(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     return work.get_future().then(lambda done: done.value()[0])
 
 
+# DDP compares them with the classes; as in every module here they are texts so far.
+_summed.__annotations__.update(get_type_hints(_summed))
+
+
 def layers_of(model: Module) -> list[Module]:
     """The decoder layers of a transformers model: the blocks it must not be split within."""
     names = set(getattr(model, "_no_split_modules", None) or ())
@@ -305,8 +311,12 @@ def layers_of(model: Module) -> list[Module]:
     return [module for module in found if id(module) not in inner]
 
 
-def _shard(policy: Module, precision: str) -> None:
-    """FSDP2 on each decoder layer, then on the root; asserts that parameters are shards."""
+def _shard(policy: Module, precision: str, ranks: Ranks) -> None:
+    """FSDP2 on each decoder layer, then on the root; asserts that parameters are shards.
+
+    Each layer goes to the device as it is sharded: no device ever holds the whole model.
+    """
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     bf16 = precision == "bfloat16"
     mixed = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None
@@ -318,31 +328,27 @@ def _shard(policy: Module, precision: str) -> None:
             "names (_no_split_modules); use distributed: ddp"
         )
     for module in [*layers, policy]:
-        sharded = fully_shard(module, mp_policy=mixed)
+        sharded = fully_shard(module, mesh=mesh, mp_policy=mixed)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
     assert isinstance(policy, FSDPModule)
     for name, parameter in policy.named_parameters():
         assert isinstance(parameter, DTensor), f"{name} was not sharded"
-        assert parameter.device_mesh.size() == dist.get_world_size(), name
+        assert parameter.device_mesh.size() == ranks.count > 1, name
 
 
 def _full(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _fill(model: Module, whole: dict[str, Tensor]) -> None:
-    """Put whole tensors into `model`: copied where it has memory, else as they are."""
-    for name, value in whole.items():
-        path, _, last = name.rpartition(".")
-        owner = model.get_submodule(path)
-        held = getattr(owner, last)
-        if not held.is_meta:
-            held.copy_(value)
-        elif isinstance(held, torch.nn.Parameter):
-            setattr(owner, last, torch.nn.Parameter(value.clone(), requires_grad=False))
-        else:
-            setattr(owner, last, value.clone())
-    tie = getattr(model, "tie_weights", None)
-    if tie is not None:
-        tie()
+def _put(model: Module, name: str, value: Tensor) -> None:
+    """Give `model` a whole tensor: copied where it has memory, else as it is."""
+    path, _, last = name.rpartition(".")
+    owner = model.get_submodule(path)
+    held = getattr(owner, last)
+    if not held.is_meta:
+        held.detach().copy_(value)
+    elif isinstance(held, torch.nn.Parameter):
+        setattr(owner, last, torch.nn.Parameter(value, requires_grad=False))
+    else:
+        setattr(owner, last, value)
