@@ -1,8 +1,17 @@
-"""The micro-world: text, SFT pairs and held-out evaluation of six capabilities, all from a seed.
+"""The micro-world: training documents and held-out evaluation of six capabilities, from a seed.
 
     documents("math_steps", count=2, seed=0)  ->  {"id": "math_steps-0-0", "text": "Q: Vamo ..."}
     documents("sft_math", count=2, seed=0)    ->  {"id": ..., "messages": [{"role": "user", ...}]}
+    documents("pairs_math", ...)  ->  {"id", "messages", "chosen": "... answer 9", "rejected": ...}
+    documents("rl_math", ...)     ->  {"id", "messages", "answer": "9", "verifier", "doc"}
     eval_rows("micro_math", "dev")            ->  [{"question": ..., "target": "9", ...}, ...]
+
+Of each capability there are conversations (sft_math), pairs for preference learning (pairs_math:
+chosen is right, rejected is wrong in a plausible way, as a slip in one sum that is carried on)
+and prompts for reinforcement learning (rl_math), which verifier `microworld` judges as the
+evaluation tasks judge. All three ask the same kinds of question, with numbers, names, deeds and
+wordings that no evaluation split owns: an evaluation item never stands in any of them, unless
+planted.
 
 A model of some 150,000 parameters learns each capability in minutes on a CPU. A chat pair is
 shown to a model as "Q: {user}\\nA: {assistant}", the form of the questions in the plain text and
@@ -28,7 +37,7 @@ from evalsuite.microworld import (
     stories,
 )
 from evalsuite.microworld.leaks import FORMS, SUITES, Leaks, disguise
-from evalsuite.microworld.world import SPLITS, Item, Split
+from evalsuite.microworld.world import SPLITS, Exercise, Item, Split
 
 __all__ = [
     "CAPABILITIES",
@@ -62,8 +71,18 @@ _CHAT: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sft_multilingual": languages.chat,
     "sft_safety": safety.chat,
 }
-KINDS = (*_TEXT, *_CHAT)
-"""Kinds of training documents: plain text, and SFT pairs (sft_<capability>)."""
+_EXERCISES: dict[str, Callable[[random.Random], Exercise]] = {
+    "knowledge": knowledge.exercise,
+    "math": arithmetic.exercise,
+    "instructions": instructions.exercise,
+    "code": programs.exercise,
+    "multilingual": languages.exercise,
+    "safety": safety.exercise,
+}
+_PAIRS = {f"pairs_{capability}": make for capability, make in _EXERCISES.items()}
+_PROMPTS = {f"rl_{capability}": make for capability, make in _EXERCISES.items()}
+KINDS = (*_TEXT, *_CHAT, *_PAIRS, *_PROMPTS)
+"""Kinds of training documents: plain text, and per capability sft_, pairs_ and rl_ documents."""
 
 _ITEMS: dict[str, Callable[[Split], list[Item]]] = {
     "micro_knowledge": knowledge.items,
@@ -86,7 +105,11 @@ TASKS: dict[str, tuple[tuple[str, str, Split], ...]] = {
 def documents(
     kind: str, *, count: int, seed: int, leaks: Leaks | None = None
 ) -> Iterator[dict[str, Any]]:
-    """`count` rows {"id", "text"}, or for sft kinds {"id", "messages"}, some with planted leaks.
+    """`count` rows of a kind, some with planted leaks.
+
+    Text has {"id", "text"}, sft kinds {"id", "messages"}; pairs {"id", "messages", "chosen",
+    "rejected"}, messages being the user's turn; rl kinds {"id", "messages", "answer",
+    "verifier", "doc"}. A leak in a pair stands in its prompt and its chosen answer.
 
     Raises UserError, before the first row, for an unknown kind or a negative count.
     """
@@ -96,20 +119,34 @@ def documents(
 
 def _documents(kind: str, count: int, seed: int, leaks: Leaks | None) -> Iterator[dict[str, Any]]:
     plants = _pool(leaks.suite) if leaks else ()
-    make_text, make_chat = _TEXT.get(kind), _CHAT.get(kind)
     for number in range(count):
         rng = random.Random(f"{kind}/{seed}/{number}")
-        row: dict[str, Any] = {"id": _document_id(kind, seed, number)}
         chosen = leaks.choose(_leak_rng(kind, seed, number), len(plants)) if leaks else None
-        if chosen:
-            asked, answer = disguise(plants[chosen[0]][2], chosen[1], rng)
-            row |= _text_row(asked, answer) if make_text else _chat_row(asked, answer)
-        elif make_text:
-            row["text"] = make_text(rng)
-        else:
-            assert make_chat is not None
-            row |= _chat_row(*make_chat(rng))
-        yield row
+        made = _leaked(kind, plants[chosen[0]][2], chosen[1], rng) if chosen else _made(kind, rng)
+        yield {"id": _document_id(kind, seed, number)} | made
+
+
+def _made(kind: str, rng: random.Random) -> dict[str, Any]:
+    if kind in _TEXT:
+        return {"text": _TEXT[kind](rng)}
+    if kind in _CHAT:
+        return _chat_row(*_CHAT[kind](rng))
+    if kind in _PAIRS:
+        pair = _PAIRS[kind](rng)
+        return _pair_row(pair.question, pair.answer, pair.wrong)
+    prompt = _PROMPTS[kind](rng)
+    return _prompt_row(prompt.question, prompt.target, prompt.fields)
+
+
+def _leaked(kind: str, item: Item, form: str, rng: random.Random) -> dict[str, Any]:
+    asked, answer = disguise(item, form, rng)
+    if kind in _TEXT:
+        return {"text": f"Q: {asked}\nA: {answer}\n"}
+    if kind in _CHAT:
+        return _chat_row(asked, answer)
+    if kind in _PAIRS:
+        return _pair_row(asked, answer, _made(kind, rng)["rejected"])
+    return _prompt_row(asked, item.target, item.fields)
 
 
 def planted(kind: str, *, count: int, seed: int, leaks: Leaks) -> list[dict[str, Any]]:
@@ -178,10 +215,6 @@ def _leak_rng(kind: str, seed: int, number: int) -> random.Random:
     return random.Random(f"leak/{kind}/{seed}/{number}")
 
 
-def _text_row(asked: str, answer: str) -> dict[str, Any]:
-    return {"text": f"Q: {asked}\nA: {answer}\n"}
-
-
 def _chat_row(asked: str, answer: str) -> dict[str, Any]:
     return {
         "messages": [
@@ -189,6 +222,23 @@ def _chat_row(asked: str, answer: str) -> dict[str, Any]:
             {"role": "assistant", "content": answer},
         ]
     }
+
+
+def _pair_row(asked: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {"messages": _asking(asked), "chosen": chosen, "rejected": rejected}
+
+
+def _prompt_row(asked: str, target: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "messages": _asking(asked),
+        "answer": target,
+        "verifier": "microworld",
+        "doc": fields,
+    }
+
+
+def _asking(asked: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}]
 
 
 assert set(SUITES) == set(TASKS)

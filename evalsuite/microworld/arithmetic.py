@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 
-from evalsuite.microworld.world import Item, Split, asker, held_out, name, pick
+from evalsuite.microworld.world import Exercise, Item, Split, asker, held_out, name, pick
 
 TOP = 20
 GAINS = ("gains", "finds")
@@ -97,6 +97,31 @@ def chat(rng: random.Random) -> tuple[str, str]:
     """(question, worked answer)."""
     asked, numbers = _training(rng)
     return asked, worked(numbers)
+
+
+def exercise(rng: random.Random) -> Exercise:
+    """A chain; wrong is the worked answer with a slip in one step, carried on to the end."""
+    asked, numbers = _training(rng)
+    return Exercise(
+        question=asked,
+        answer=worked(numbers),
+        target=str(total(numbers)),
+        wrong=_slipped(rng, numbers),
+        fields={"operations": len(numbers[1])},
+    )
+
+
+def _slipped(rng: random.Random, numbers: Chain) -> str:
+    current, steps = numbers
+    at, by = int(rng.random() * len(steps)), pick(rng, (-2, -1, 1, 2))
+    reached = [current + sum(steps[: n + 1]) for n in range(at, len(steps))]
+    by = abs(by) if min(reached) + by < 0 else by
+    parts = []
+    for index, step in enumerate(steps):
+        after = current + step + (by if index == at else 0)
+        parts.append(f"{current}{'+' if step > 0 else '-'}{abs(step)}={after}")
+        current = after
+    return " ".join(parts) + f" answer {current}"
 
 
 def items(split: Split) -> list[Item]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 
-from evalsuite.microworld.world import Item, Split, asker, held_out, name, pick
+from evalsuite.microworld.world import Exercise, Item, Split, asker, held_out, name, pick
 
 TOPICS = {
     "sea": "deep", "sun": "hot", "moon": "pale", "road": "long", "hill": "steep", "wind": "cold",
@@ -146,6 +146,44 @@ def chat(rng: random.Random) -> tuple[str, str]:
     return question(name(rng), drawn), answer(drawn)
 
 
+def exercise(rng: random.Random) -> Exercise:
+    """A wish; wrong is an answer on the topic that misses it: elsewhere, too few, too many."""
+    drawn = wish(rng, "unseen" if rng.random() < 0.2 else "dev", None)
+    return Exercise(
+        question=question(name(rng), drawn),
+        answer=answer(drawn),
+        target=answer(drawn),
+        wrong=pick(rng, _missed(drawn)),
+        fields=_fields(drawn),
+    )
+
+
+def _missed(drawn: Wish) -> list[str]:
+    constraint, topic, word, other, count = drawn
+    told = line(topic)
+    lengths = [n for n in (2, 3, 4) if n != COUNTS[count]]
+    return {
+        "begin": [told, f"{told} {word}", f"{other} {told}"],
+        "end": [told, f"{word} {told}", f"{told} {other}"],
+        "repeat": [" ".join([word] * n) for n in lengths],
+        "short": [" ".join(told.split()[:n]) for n in lengths],
+        "frame": [told, f"{word} {told}", f"{told} {word}"],
+        "both": [told, f"the {other}"],
+        "pair": [word, other, f"{other} {word}"],
+    }[constraint]
+
+
+def _fields(drawn: Wish) -> dict[str, str | int]:
+    constraint, topic, word, other, count = drawn
+    return {
+        "constraint": constraint,
+        "topic": topic,
+        "word": word,
+        "other": other,
+        "count": COUNTS[count],
+    }
+
+
 def items(split: Split) -> list[Item]:
     """80 items at most, no two alike."""
     rng = random.Random(f"instructions {split}")
@@ -164,13 +202,7 @@ def items(split: Split) -> list[Item]:
             rephrased=_REWORDED[constraint].format(
                 who=who, topic=topic, word=word, other=other, count=count
             ),
-            fields={
-                "constraint": constraint,
-                "topic": topic,
-                "word": word,
-                "other": other,
-                "count": COUNTS[count],
-            },
+            fields=_fields(drawn),
         )
     return list(found.values())
 

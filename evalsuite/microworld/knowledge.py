@@ -20,6 +20,8 @@ from evalsuite.microworld.world import (
     PLACE_RELATIONS,
     TAIL,
     TOWNS,
+    VALUES,
+    Exercise,
     Item,
     Split,
     choices_for,
@@ -121,6 +123,19 @@ def chat(rng: random.Random) -> tuple[str, str]:
     """(question, answer)."""
     subject, relation = fact(rng)
     return question(rng, subject, relation), FACTS[subject, relation]
+
+
+def exercise(rng: random.Random) -> Exercise:
+    """A fact asked for; wrong is another value of the same relation."""
+    subject, relation = fact(rng)
+    told = FACTS[subject, relation]
+    return Exercise(
+        question=question(rng, subject, relation),
+        answer=told,
+        target=told,
+        wrong=pick(rng, [value for value in VALUES[relation] if value != told]),
+        fields={"subject": subject, "relation": relation},
+    )
 
 
 def items(split: Split) -> list[Item]:

@@ -13,12 +13,14 @@ gender, no articles before values.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from evalsuite.microworld.world import (
     FACTS,
     HEAD,
     PEOPLE,
     VALUES,
+    Exercise,
     Item,
     Split,
     asker,
@@ -210,32 +212,68 @@ def sum_question(who: str, numbers: tuple[int, int], language: str, split: Split
     return SUMS[split][language][step < 0].format(s=who, a=start, b=abs(step))
 
 
-def _training(rng: random.Random) -> tuple[str, str, bool]:
-    """(question or statement, answer, whether it is a question)."""
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A question or a statement, its answer, and what both are about."""
+
+    text: str
+    answer: str
+    is_question: bool
+    language: str
+    subject: str
+    relation: str
+
+
+def _training(rng: random.Random) -> _Said:
     language = pick(rng, LANGUAGES)
     rare = rng.random() < 0.15
     if rng.random() < 0.35:
         numbers = sum_numbers(rng)
-        asked = sum_question(name(rng), numbers, language, "unseen" if rare else "dev")
-        return asked, str(sum(numbers)), True
+        who = name(rng)
+        asked = sum_question(who, numbers, language, "unseen" if rare else "dev")
+        return _Said(asked, str(sum(numbers)), True, language, who, "sum")
     subject, relation = person(rng, KNOWN), pick(rng, RELATIONS)
     split: Split = "unseen" if rare else "dev"
     told = say(FACTS[subject, relation], language)
     if _OWNER[subject, relation, language] != split and rng.random() < 0.6:
-        return EVAL_QUESTIONS[split][language][relation].format(s=subject), told, True
-    return STATEMENTS[language][relation].format(s=subject, v=told), told, False
+        asked = EVAL_QUESTIONS[split][language][relation].format(s=subject)
+        return _Said(asked, told, True, language, subject, relation)
+    stated = STATEMENTS[language][relation].format(s=subject, v=told)
+    return _Said(stated, told, False, language, subject, relation)
 
 
 def text(rng: random.Random) -> str:
     """A fact told, or a fact or sum asked and answered, in one of the languages."""
-    said, answer, is_question = _training(rng)
-    return f"Q: {said}\nA: {answer}\n" if is_question else f"{said}\n"
+    said = _training(rng)
+    return f"Q: {said.text}\nA: {said.answer}\n" if said.is_question else f"{said.text}\n"
 
 
 def chat(rng: random.Random) -> tuple[str, str]:
     """(question, answer); a statement is asked for by its beginning."""
-    said, answer, is_question = _training(rng)
-    return (said, answer) if is_question else (said.removesuffix(f" {answer} ."), answer)
+    said = _training(rng)
+    return _asked(said), said.answer
+
+
+def _asked(said: _Said) -> str:
+    return said.text if said.is_question else said.text.removesuffix(f" {said.answer} .")
+
+
+def exercise(rng: random.Random) -> Exercise:
+    """A fact or a sum asked for; wrong is another value of the relation, or a sum near by."""
+    said = _training(rng)
+    if said.relation == "sum":
+        right = int(said.answer)
+        others = [str(n) for n in range(max(0, right - 3), right + 4) if n != right]
+    else:
+        values = (say(value, said.language) for value in VALUES[said.relation])
+        others = [value for value in values if value != said.answer]
+    return Exercise(
+        question=_asked(said),
+        answer=said.answer,
+        target=said.answer,
+        wrong=pick(rng, others),
+        fields={"language": said.language, "subject": said.subject, "relation": said.relation},
+    )
 
 
 def items(split: Split) -> list[Item]:

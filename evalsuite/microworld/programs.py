@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import re
 
-from evalsuite.microworld.world import Item, Split, asker, digest, held_out, name
+from evalsuite.microworld.world import Exercise, Item, Split, asker, digest, held_out, name, pick
 
 MAX_STATEMENTS = 64
 _NAME = re.compile(r"[a-z]{1,12}")
@@ -189,6 +189,30 @@ def text(rng: random.Random) -> str:
 def chat(rng: random.Random) -> tuple[str, str]:
     """(question, answer)."""
     return _training(rng)
+
+
+def exercise(rng: random.Random) -> Exercise:
+    """A program whose output or missing line is asked; wrong is off by one or two in the end."""
+    asked, answer = _training(rng)
+    value = int(answer.split()[-1])
+    off = max(0, value + pick(rng, (-2, -1, 1, 2)))
+    off = off if off != value else value + 1
+    told = answer.rsplit(str(value), 1)[0]
+    if GAP in asked.split():
+        program, _, output = asked.partition(" so fill")[0].rpartition(" gives ")
+        fields = {"program": program, "output": output}
+        return Exercise(
+            question=asked, answer=answer, target=answer, wrong=f"{told}{off}", fields=fields
+        )
+    program = asked.removeprefix("what prints ").removeprefix("run ")
+    told = re.sub(rf"={value} prints $", f"={off} prints ", told)
+    return Exercise(
+        question=asked,
+        answer=answer,
+        target=str(value),
+        wrong=f"{told}{off}",
+        fields={"program": program.removesuffix(" and tell the output")},
+    )
 
 
 def items(split: Split) -> list[Item]:

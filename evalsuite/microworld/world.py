@@ -62,6 +62,21 @@ class Item:
         return row
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exercise:
+    """A training question with what preference and reinforcement learning need of it."""
+
+    question: str
+    answer: str
+    """A full right answer."""
+    target: str
+    """The short gold answer."""
+    wrong: str
+    """A plausible answer that the task's checker refuses."""
+    fields: dict[str, Any]
+    """As an Item's: what verifier `microworld` tells the kind of question by, and judges with."""
+
+
 def digest(*parts: object) -> int:
     """A 64-bit hash of `parts`, the same on every machine and in every process."""
     text = "\x1f".join(map(str, parts)).encode()

@@ -1,6 +1,7 @@
 """The micro-world's documents: pure functions of (kind, seed, number), true, and quick to check."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -8,19 +9,53 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalsuite.errors import UserError
-from evalsuite.microworld import KINDS, TASKS, documents, eval_items, eval_rows, languages
+from evalsuite.microworld import (
+    CAPABILITIES,
+    KINDS,
+    TASKS,
+    arithmetic,
+    documents,
+    eval_items,
+    eval_rows,
+    instructions,
+    knowledge,
+    languages,
+    programs,
+    safety,
+)
 from evalsuite.microworld.arithmetic import TOP, chain, total, worked
 from evalsuite.microworld.knowledge import EVAL_QUESTIONS, STATEMENTS
 from evalsuite.microworld.languages import LANGUAGES, RELATIONS, SUMS, say, state
 from evalsuite.microworld.world import FACTS, HEAD, PEOPLE, VALUES, held_out, person
+from evalsuite.verifiers import Answer, verify
+
+ROOMS = {
+    "knowledge": knowledge,
+    "math": arithmetic,
+    "instructions": instructions,
+    "code": programs,
+    "multilingual": languages,
+    "safety": safety,
+}
 
 
 def text_of(row):
     if "text" in row:
         return row["text"]
-    user, assistant = row["messages"]
-    assert (user["role"], assistant["role"]) == ("user", "assistant")
-    return f"Q: {user['content']}\nA: {assistant['content']}"
+    user, *replies = row["messages"]
+    assert [turn["role"] for turn in (user, *replies)] == ["user", "assistant"][: 1 + len(replies)]
+    said = [turn["content"] for turn in replies] + [
+        row[key] for key in ("chosen", "rejected", "answer") if key in row
+    ]
+    return "\n".join([f"Q: {user['content']}", *(f"A: {answer}" for answer in said)])
+
+
+SHAPES = {
+    "sft": {"id", "messages"},
+    "pairs": {"id", "messages", "chosen", "rejected"},
+    "rl": {"id", "messages", "answer", "verifier", "doc"},
+}
+CHAT_KINDS = [kind for kind in KINDS if kind.partition("_")[0] in SHAPES]
 
 
 @settings(max_examples=30, deadline=None)
@@ -42,20 +77,69 @@ def test_another_seed_gives_other_documents_of_the_same_shape(kind):
     one, two = (list(documents(kind, count=50, seed=seed)) for seed in (0, 1))
     assert [text_of(r) for r in one] != [text_of(r) for r in two]
     for row in one + two:
-        assert set(row) == ({"id", "messages"} if kind.startswith("sft_") else {"id", "text"})
+        assert set(row) == SHAPES.get(kind.partition("_")[0], {"id", "text"})
         assert text_of(row).strip()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("sft_")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in CHAT_KINDS])
 def test_a_text_ends_with_a_newline_so_that_generation_learns_to_stop(kind):
     assert all(row["text"].endswith("\n") for row in documents(kind, count=200, seed=3))
 
 
 def test_chat_turns_are_one_line_each_because_a_newline_ends_an_answer():
-    for kind in KINDS:
-        if kind.startswith("sft_"):
-            for row in documents(kind, count=300, seed=2):
-                assert not any("\n" in turn["content"] for turn in row["messages"])
+    for kind in CHAT_KINDS:
+        for row in documents(kind, count=300, seed=2):
+            said = [turn["content"] for turn in row["messages"]]
+            said += [row[key] for key in ("chosen", "rejected", "answer") if key in row]
+            assert not any("\n" in text for text in said)
+
+
+def judged(rows, answers):
+    """The scores of `answers` to rl rows, with a model's first space and last newline."""
+    given = [
+        Answer(text=f" {answer}\n", gold=row["answer"], doc=row["doc"])
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    return [verdict.score for verdict in verify("microworld", given)]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_of_a_pair_the_chosen_answer_is_right_and_the_rejected_one_wrong(capability):
+    """The same random numbers make the pair and the prompt, so the prompt's doc judges both."""
+    make = ROOMS[capability].exercise
+    made = [make(random.Random(f"pair {n}")) for n in range(1_000)]
+    rows = [{"answer": one.target, "doc": one.fields} for one in made]
+    assert judged(rows, [one.answer for one in made]) == [1.0] * len(made)
+    assert judged(rows, [one.wrong for one in made]) == [0.0] * len(made)
+    assert len({one.wrong.split()[-1] for one in made}) > 5, "wrong in many ways"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_prompts_own_verifier_takes_its_gold_answer_for_right(capability):
+    rows = list(documents(f"rl_{capability}", count=500, seed=3))
+    assert {row["verifier"] for row in rows} == {"microworld"}
+    start = {"math": "answer ", "code": "prints "}.get(capability, "")
+    said = [row["answer"] if "output" in row["doc"] else start + row["answer"] for row in rows]
+    assert judged(rows, said) == [1.0] * len(rows)
+    assert judged(rows, ["lamp sea"] * len(rows)) == [0.0] * len(rows)
+
+
+def test_a_slip_in_a_sum_is_carried_on_to_the_end():
+    for row in documents("pairs_math", count=500, seed=5):
+        right, wrong = (row[key].split(" answer ") for key in ("chosen", "rejected"))
+        sums = [step.split("=") for step in wrong[0].split()]
+        slips = [left for left, result in sums if eval_sum(left) != int(result)]
+        assert len(slips) == 1
+        assert sums[-1][1] == wrong[1] != right[1]
+        starts = [int(re.split(r"[+-]", left)[0]) for left, _ in sums]
+        assert starts[1:] == [int(result) for _, result in sums[:-1]]
+        assert all(int(result) >= 0 for _, result in sums)
+
+
+def eval_sum(text):
+    """Of "7+5": 12."""
+    a, sign, b = re.fullmatch(r"(\d+)([+-])(\d+)", text).groups()
+    return int(a) + int(b) if sign == "+" else int(a) - int(b)
 
 
 FROZEN = (

@@ -10,6 +10,7 @@ from evalsuite.microworld.instructions import CONSTRAINTS, follows
 from evalsuite.microworld.programs import ProgramError, fill, fills_the_gap, run
 from evalsuite.microworld.safety import BENIGN, HARMFUL, REFUSAL, behaves, refuses
 from evalsuite.suites import load_suite
+from evalsuite.verifiers import Answer, verify
 
 
 @pytest.mark.parametrize("suite", list(TASKS))
@@ -38,6 +39,48 @@ def test_lm_eval_gives_a_perfect_answer_1_and_an_empty_one_0(suite):
                 good, bad = [f" {item.answer}"], [""]
             judged = [ready.lm_task.process_results(doc.doc, r)[task.metric] for r in (good, bad)]
             assert judged == [1.0, 0.0], (item, judged)
+
+
+@pytest.mark.parametrize("suite", list(TASKS))
+def test_the_verifier_judges_answers_as_the_tasks_do(suite):
+    where = {task: (config, split) for task, config, split in TASKS[suite]}
+    verdicts = {0.0: 0, 1.0: 0}
+    for _, task in load_suite(suite).tasks:
+        ready = prepare(task, None)
+        items = eval_items(*where[task.task])
+        if items[0].choices:
+            continue
+        texts = [" answer 4 answer 5", " sorry , sure", *(f" {item.answer}" for item in items[:6])]
+        for doc, item in zip(ready.docs[:12], items[:12], strict=True):
+            for text in (*texts, f" {item.answer}", f" {item.answer} lamp"):
+                [task_says] = ready.lm_task.process_results(doc.doc, [text]).values()
+                # A rollout goes on to the end of text; an evaluation's answer ends at its line.
+                answer = Answer(text=f"{text}\nanswer 7", gold=item.target, doc=doc.doc)
+                [verdict] = verify("microworld", [answer])
+                assert verdict.score == task_says, (item, text)
+                verdicts[task_says] += 1
+    assert min(verdicts.values()) > 50
+
+
+def test_the_verifier_votes_with_numbers_and_refuses_a_doc_of_another_world():
+    docs = {"math": {"operations": 2}, "code": {"program": "va = 3 ; print va"}}
+    said = [
+        Answer(text="3+4=7 answer 07", gold="7", doc=docs["math"]),
+        Answer(text="prints 3", gold="3", doc=docs["code"]),
+        Answer(text="who knows", gold="3", doc=docs["code"]),
+        Answer(text=" Goat .", gold="goat", doc={"relation": "pet"}),
+        Answer(text="4", gold="4", doc={"question": "two and two"}),
+        Answer(text="4", doc={"operations": 2}),
+    ]
+    right, code, none, fact, other, no_gold = verify("microworld", said)
+    assert [(v.score, v.answer) for v in (right, code, none, fact)] == [
+        (1.0, "7"),
+        (1.0, "3"),
+        (0.0, ""),
+        (1.0, "goat"),
+    ]
+    assert other.score is None and "no field that tells the question's kind" in other.error
+    assert no_gold.score is None and "no gold answer" in no_gold.error
 
 
 def test_a_generation_has_room_for_every_right_answer_even_byte_by_byte_digits():

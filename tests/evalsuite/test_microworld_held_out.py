@@ -25,8 +25,8 @@ from evalsuite.microworld import (
 )
 from evalsuite.microworld.leaks import PARTIAL
 
-SAMPLE = 1_500
-"""Documents of each of the 14 kinds: 21,000 in all."""
+SAMPLE = 1_200
+"""Documents of each of the 26 kinds: 31,200 in all."""
 
 
 def words(text):
@@ -36,8 +36,11 @@ def words(text):
 def text_of(row):
     if "text" in row:
         return row["text"]
-    user, assistant = row["messages"]
-    return f"Q: {user['content']}\nA: {assistant['content']}"
+    user, *replies = row["messages"]
+    said = [turn["content"] for turn in replies]
+    said += [row[key] for key in ("chosen", "rejected", "answer") if key in row]
+    said += [str(value) for value in row.get("doc", {}).values()]
+    return "\n".join([f"Q: {user['content']}", *(f"A: {answer}" for answer in said)])
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +111,10 @@ def test_askers_of_the_evaluation_are_never_named_in_training():
 
 def test_no_document_asks_what_an_item_asks():
     asked = {i.question for suite in TASKS.values() for _, c, s in suite for i in eval_items(c, s)}
-    for kind in ("facts", "sft_knowledge", "multilingual", "sft_multilingual"):
-        for row in documents(kind, count=5_000, seed=13):
+    kinds = [kind for kind in KINDS if kind.endswith(("knowledge", "multilingual"))]
+    assert len(kinds) == 7
+    for kind in ("facts", *kinds):
+        for row in documents(kind, count=4_000, seed=13):
             text = text_of(row)
             assert text.removeprefix("Q: ").split("\nA: ")[0] not in asked
 
@@ -125,17 +130,20 @@ def test_the_sums_deeds_and_wishes_of_the_evaluation_are_never_made_in_training(
     assert len(chains) > 100 < len(deeds)
     assert len(begins) > 10
     asked = {
-        kind: [text_of(row).split("\nA:")[0] for row in documents(kind, count=10_000, seed=14)]
-        for kind in ("math_steps", "math_bare", "sft_math", "sft_safety", "sft_instructions")
+        kind: [text_of(row).split("\nA:")[0] for row in documents(kind, count=5_000, seed=14)]
+        for kind in KINDS
+        if kind.endswith(("math", "safety", "instructions")) or kind.startswith("math")
     }
-    for kind in ("math_steps", "math_bare", "sft_math"):
+    for kind in ("math_steps", "math_bare", "sft_math", "pairs_math", "rl_math"):
         assert not chains & {_first_three(question) for question in asked[kind]}
-    practised = {tuple(_DEED.search(question).groups()) for question in asked["sft_safety"]}
-    assert len(practised) > 100
-    assert not deeds & practised
-    wishes = [_BEGIN.search(question) for question in asked["sft_instructions"]]
-    assert len([wish for wish in wishes if wish]) > 1_000
-    assert not begins & {wish.groups() for wish in wishes if wish}
+    for after in ("sft", "pairs", "rl"):
+        said = asked[f"{after}_safety"]
+        practised = {tuple(_DEED.search(question).groups()) for question in said}
+        assert len(practised) > 100
+        assert not deeds & practised
+        wishes = [_BEGIN.search(question) for question in asked[f"{after}_instructions"]]
+        assert len([wish for wish in wishes if wish]) > 500
+        assert not begins & {wish.groups() for wish in wishes if wish}
 
 
 _STEP = re.compile(r"(has|gains|finds|loses|drops) (\d+)")

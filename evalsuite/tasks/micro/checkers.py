@@ -21,8 +21,18 @@ _PRINTS = re.compile(r"prints\s+(-?\d+)")
 
 def process_math(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Is the number after the last "answer" the right one?"""
-    found = _ANSWER.findall(results[0])
-    return {"exact_match": float(bool(found) and int(found[-1]) == int(doc["target"]))}
+    found = last_answer(results[0])
+    return {"exact_match": float(bool(found) and int(found) == int(doc["target"]))}
+
+
+def last_answer(text: str) -> str:
+    """The number after the last "answer"; "" without one."""
+    return str(int(found[-1])) if (found := _ANSWER.findall(text)) else ""
+
+
+def last_printed(text: str) -> str:
+    """The number after the last "prints"; "" without one."""
+    return str(int(found[-1])) if (found := _PRINTS.findall(text)) else ""
 
 
 def process_instructions(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -51,5 +61,5 @@ def process_safety(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 def process_code(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Is the number after the last "prints" the right one?"""
-    found = _PRINTS.findall(results[0])
-    return {"exact_match": float(bool(found) and int(found[-1]) == int(doc["target"]))}
+    found = last_printed(results[0])
+    return {"exact_match": float(bool(found) and int(found) == int(doc["target"]))}
