@@ -170,6 +170,35 @@ def load_model(folder: Path) -> Any:
         )
 
 
+def load_scorer(folder: Path) -> Any:
+    """The model with a scalar head (reward model, critic) of a local folder, in float32."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    with _broken_files_are_a_user_error(folder):
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype="float32",
+        )
+
+
+def unpacked(file: Path, root: Path) -> Path:
+    """A GGUF file as a Hugging Face folder with float32 safetensors under `root`; made once."""
+    from evalsuite import livemodel
+
+    folder = root / "models" / sha256_file(file)[:16]
+    if not folder.is_dir():
+        model, tokenizer = livemodel.load_model(file, device="cpu")
+        with publish(folder) as work:
+            model.float().save_pretrained(work)
+            tokenizer.save_pretrained(work)
+    return folder
+
+
 @contextmanager
 def _broken_files_are_a_user_error(folder: Path) -> Iterator[None]:
     """What the loaders raise for files that are cut short, missing or of an unknown kind."""

@@ -593,3 +593,5 @@ class Checkpoint:
     precision: str = "float32"
     ranks: int = 1
     """Processes that trained it last: their count changes the last bits, not the data."""
+    ingredients: list[str] = field(default_factory=list)
+    """The checkpoints that a soup is the mean of; its parent is the first of them."""

@@ -2,28 +2,26 @@
 
     for step in range(first, stage.steps):  batch(step) -> micro-batches -> loss -> AdamW -> step
 
-The loss of a step is the sum over its target tokens divided by their count *over all ranks and
-micro-batches*, so gradients do not depend on how a batch is split, accumulated or packed. Every
-rank builds the same batch from the plan and takes its own rows: the count needs no
-communication, and the data order does not depend on the number of ranks.
+A step's loss is a sum divided by a count *over all ranks and micro-batches* (Objective.total), so
+gradients do not depend on how a batch is split, accumulated or packed. Every rank has the whole
+batch, which is a pure function of the step, and takes its own documents: the count needs no
+communication, and the data order does not depend on the number of ranks. Stages that learn from
+what they write themselves (grpo, ppo) get their batches from a rollout (live.py) instead.
 
 Randomness: each step seeds torch with (seed, step, rank), so a resumed run needs no saved
 random state. On CPU the bits of a run depend on the thread count, which checkpoints record.
-One process, or several under torchrun / `accelerate launch` (data parallel). What it cannot do
-yet: shard parameters, or train below float32.
+One process, or several under torchrun / `accelerate launch` (ranks.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,41 +34,36 @@ from evalsuite.files import (
 )
 from evalsuite.progress import Progress, silent
 from trainloop import checkpoint as checkpoints
-from trainloop.data import Batch, BatchPlan
+from trainloop.data import Batch, BatchPlan, micro_batches, prefetched
 from trainloop.objectives import Objective
 from trainloop.records import Checkpoint, Stage
 from trainloop.schedules import rate
 
-LOOP_VERSION = 1
+if TYPE_CHECKING:
+    from trainloop.ranks import Ranks
+
+LOOP_VERSION = 2
 """Part of every checkpoint's id: raise it when the loop would train other weights."""
-RANKS_WAIT_HOURS = 24
 LOG_SECONDS = 0.2
 """Least time between two calls of the progress display."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """What a stage begins from: weights in a folder (or fresh ones), and their history."""
-
-    parent: str
-    """Checkpoint id, or the id of the starting weights."""
-    is_checkpoint: bool
-    total_tokens: int
-    flops: float
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 def stage_id(
-    stage: Stage, start: Start, data: dict[str, str], objective: Objective, *, seed: int
+    stage: Stage, parent: str, data: dict[str, str], objective: Objective, *, seed: int
 ) -> str:
-    """Hash of everything that makes the stage's weights; how often it is scored does not.
+    """Hash of everything that makes the stage's weights; how it is scored and kept does not.
 
-    `data` maps each source of the mixture to the hash of its clean documents.
+    `parent` names what it starts from (and its reward model); `data` maps each source of the
+    mixture to the hash of its clean documents.
     """
     settings = asdict(stage)
-    del settings["score_every"]
+    for key in ("score_every", "held_out", "best", "keep", "start_from", "reward_model"):
+        del settings[key]
     used = {name: data[name] for name, weight in stage.mixture.items() if weight > 0}
     versions = [LOOP_VERSION, objective.name, objective.version]
-    return content_id([start.parent, settings, used, seed, versions])
+    return content_id([parent, settings, used, seed, versions])
 
 
 def checkpoint_id(stage: str, step: int) -> str:
@@ -78,114 +71,18 @@ def checkpoint_id(stage: str, step: int) -> str:
     return content_id([stage, step])
 
 
-def process_count() -> tuple[int, int]:
-    """(rank, ranks) as torchrun and `accelerate launch` tell them; (0, 1) without."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Models:
+    """What a stage holds in memory, all with the weights of step `Leg.first`."""
 
-
-def make_accelerator() -> Any:
-    """An Accelerator joined to all launched processes, or a UserError.
-
-    Without `cpu=True`, torchrun on a machine without GPUs gives unconnected replicas that
-    all believe to be rank 0; so it is asked for, and the world size is checked.
-    """
-    import torch
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    rank, ranks = process_count()
-    # The other ranks wait while rank 0 makes data or scores, which may take hours.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=RANKS_WAIT_HOURS))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    if accelerator.num_processes != ranks or accelerator.process_index != rank:
-        raise UserError(
-            f"{ranks} processes were launched, but accelerate joined "
-            f"{accelerator.num_processes}; launch with torchrun or `accelerate launch`"
-        )
-    return accelerator
-
-
-def micro_batches(batch: Batch, *, rank: int, ranks: int, size: int | None) -> list[Batch]:
-    """This rank's rows in pieces of `size`; every rank gets equally many pieces.
-
-    A rank short of rows gets padding rows without targets, since ranks must run equally
-    many backward passes.
-    """
-    rows = len(batch.input_ids)
-    share = -(-rows // ranks)
-    size = min(size or share, share)
-    count = -(-share // size)
-    mine = np.arange(rank, rows, ranks)
-    pieces = [mine[n * size : (n + 1) * size] for n in range(count)]
-    return [_rows(batch, piece) if len(piece) else _padding(batch) for piece in pieces]
-
-
-def _rows(batch: Batch, rows: Any) -> Batch:
-    return Batch(
-        batch.input_ids[rows], batch.position_ids[rows], batch.segments[rows], batch.labels[rows]
-    )
-
-
-def _padding(batch: Batch) -> Batch:
-    one = _rows(batch, np.arange(1))
-    return Batch(one.input_ids, one.position_ids, one.segments, np.full_like(one.labels, -100))
-
-
-def to_tensors(batch: Batch, device: Any) -> dict[str, Any]:
-    """The arrays as tensors on `device`, with the block-diagonal causal mask [rows, 1, L, L]."""
-    import torch
-
-    segments = torch.from_numpy(batch.segments).to(device)
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    return {
-        "input_ids": torch.from_numpy(batch.input_ids).to(device),
-        "position_ids": torch.from_numpy(batch.position_ids).to(device),
-        "labels": torch.from_numpy(batch.labels).to(device),
-        "attention_mask": (same & causal)[:, None],
-    }
-
-
-def make_optimizer(model: Any, stage: Stage) -> Any:
-    """AdamW (Loshchilov & Hutter 2019); matrices decay, vectors (norms, biases) do not."""
-    import torch
-
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": stage.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    betas = (0.9, stage.beta2)
-    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=betas, fused=True)
-
-
-def backward_step(
-    model: Any,
-    batch: Batch,
-    objective: Objective,
-    accelerator: Any,
-    *,
-    micro_batch: int | None,
-) -> Any:
-    """Add the gradient of the batch's mean target loss; returns this rank's part of that mean.
-
-    The parts of all ranks sum to the mean over the batch.
-    """
-    import torch
-
-    ranks = accelerator.num_processes
-    pieces = micro_batches(batch, rank=accelerator.process_index, ranks=ranks, size=micro_batch)
-    parts = []
-    targets = max(batch.target_tokens, 1)
-    for number, piece in enumerate(pieces):
-        last = number == len(pieces) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            loss = objective.loss(model, to_tensors(piece, accelerator.device)) / targets
-            # Data parallelism averages gradients over ranks; ours must be summed.
-            accelerator.backward(loss * ranks)
-        parts.append(loss.detach())
-    return torch.stack(parts).sum()
+    policy: Any
+    """The model that is trained: a language model, or a reward model in the making."""
+    critic: Any = None
+    """Trained beside it (ppo): a model with a scalar head."""
+    reference: Any = None
+    """Frozen: the weights that the stage started from."""
+    reward: Any = None
+    """Frozen: a reward model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,10 +90,23 @@ class Leg:
     """A stage about to be trained: what, from where, on which batches, and under which id."""
 
     stage: Stage
+    """Settled: with its steps, peak rate and schedule."""
     id: str
-    start: Start
+    parent: str | None
+    """The checkpoint it starts from; None for weights that are none of ours."""
+    total_tokens: int
+    """Of all ancestors."""
+    flops: float
+    """Of all ancestors."""
     objective: Objective
+    options: Any
     plan: BatchPlan
+    references: dict[str, Floats] | None
+    """Source -> [documents, branches] of the reference's summed log-probabilities."""
+    first: int
+    """The step to go on from: 0, or that of a checkpoint."""
+    first_tokens: int
+    """Tokens of the stage up to there."""
     root: Path
     seed: int
     cpu_threads: int
@@ -204,112 +114,225 @@ class Leg:
     label: str
     """Names the work in the progress display."""
 
-    def checkpoint(self, step: int, parameters: int) -> Checkpoint:
-        """The record of the checkpoint after `step` steps."""
-        tokens = step * self.stage.batch_tokens
+    def checkpoint(self, step: int, tokens: int, parameters: int, ranks: int) -> Checkpoint:
+        """The record of the checkpoint after `step` steps over `tokens` tokens."""
         return Checkpoint(
             id=checkpoint_id(self.id, step),
-            parent=self.start.parent if self.start.is_checkpoint else None,
+            parent=self.parent,
             stage=self.stage.name,
             stage_id=self.id,
             objective=self.objective.name,
             step=step,
             tokens=tokens,
-            total_tokens=self.start.total_tokens + tokens,
+            total_tokens=self.total_tokens + tokens,
             final=step == self.stage.steps,
             seed=self.seed,
             mixture=dict(self.stage.mixture),
             certificate=self.certificate,
-            flops=self.start.flops + 6.0 * parameters * tokens,
+            flops=self.flops + 6.0 * parameters * tokens,
             parameters=parameters,
             cpu_threads=self.cpu_threads,
+            precision=self.stage.precision,
+            ranks=ranks,
         )
 
 
 def train_stage(
     leg: Leg,
-    model: Any,
+    models: Models,
     tokenizer: Any,
-    accelerator: Any,
+    ranks: Ranks,
     *,
-    after_checkpoint: Callable[[Any, Checkpoint], None],
+    after_checkpoint: Callable[[Any, Checkpoint], bool],
     progress: Progress = silent,
 ) -> Checkpoint:
-    """Train `model` through a stage, saving and then scoring each due checkpoint; the last one.
+    """Train through a stage, saving and then scoring each due checkpoint; the last one is returned.
 
-    `model` holds the weights the stage starts from, or those of the stage's newest
-    checkpoint, from which it goes on. `after_checkpoint(model, checkpoint)` runs on rank 0
-    after each checkpoint is on disk. Raises UserError when the loss is no longer a number.
+    `after_checkpoint(module, checkpoint)` runs on all ranks once a checkpoint is on disk; where
+    it returns True, the stage ends there. Raises UserError when the loss is no longer a number.
     """
     import torch
 
+    from trainloop.policy import Policy
+
     stage = leg.stage
     torch.set_num_threads(leg.cpu_threads)
-    first = newest_step(stage, leg.id, leg.root)
-    model.train()
-    optimizer = make_optimizer(model, stage)
-    if first:
-        folder = checkpoints.folder_of(leg.root, checkpoint_id(leg.id, first))
-        checkpoints.restore_optimizer(folder, model, optimizer)
-    parameters = sum(p.numel() for p in model.parameters())
-    ready, optimizer = accelerator.prepare(model, optimizer)
-    main = accelerator.is_main_process
-    saved = None
-    with _metrics_log(leg.root, leg.id, first, enabled=main) as log:
+    if stage.gradient_checkpointing:
+        models.policy.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(models.policy, models.critic)
+    policy.train()
+    parameters = sum(p.numel() for p in models.policy.parameters())
+    module = ranks.wrap(policy, precision=stage.precision)
+    optimizer = make_optimizer(module, stage)
+    if leg.first:
+        folder = checkpoints.folder_of(leg.root, checkpoint_id(leg.id, leg.first))
+        checkpoints.restore(folder, module, optimizer, ranks)
+    saved: Checkpoint | None = None
+    read = leg.first_tokens
+    with _metrics_log(leg.root, leg.id, leg.first, enabled=ranks.main) as log:
         clock, shown = time.monotonic(), 0.0
-        for step in range(first, stage.steps):
-            row = _optimizer_step(leg, ready, optimizer, accelerator, step)
+        feed = _batches(leg, module, models, tokenizer, ranks)
+        for step in range(leg.first, stage.steps):
+            batch, told = next(feed)
+            waited = time.monotonic() - clock
+            tokens = stage.batch_tokens or batch.tokens
+            read += tokens
+            row = _optimizer_step(leg, module, optimizer, batch, ranks, step)
             done, now = step + 1, time.monotonic()
-            log(row | {"tokens_per_second": stage.batch_tokens / max(now - clock, 1e-9)})
+            speed = {"tokens_per_second": tokens / max(now - clock, 1e-9), "wait_seconds": waited}
+            log({"step": done, "tokens": read} | row | told | speed)
             clock = now
-            if main and (now - shown > LOG_SECONDS or done == stage.steps):
+            if ranks.main and (now - shown > LOG_SECONDS or done == stage.steps):
                 shown = now
                 progress(leg.label, done, stage.steps)
             if done in stage.checkpoint_steps:
-                saved = leg.checkpoint(done, parameters)
-                if main:
-                    bare = accelerator.unwrap_model(ready)
-                    checkpoints.save(leg.root, saved, bare, tokenizer, optimizer)
-                    after_checkpoint(bare, saved)
-                accelerator.wait_for_everyone()
+                _check_weights(leg, module, ranks, step)
+                saved = leg.checkpoint(done, read, parameters, ranks.count)
+                checkpoints.save(leg.root, saved, module, tokenizer, optimizer, ranks)
+                if after_checkpoint(module, saved):
+                    break
                 clock = time.monotonic()
-    assert saved is not None, "the last step is always a checkpoint"
+    assert saved is not None, "a stage's last step has a checkpoint"
     return saved
 
 
+def _batches(
+    leg: Leg, module: Any, models: Models, tokenizer: Any, ranks: Ranks
+) -> Iterator[tuple[Batch, dict[str, float]]]:
+    """Each step's batch from the leg's first one on, and what a rollout has to say about it."""
+    if leg.objective.rollout is not None:
+        from trainloop.live import rollouts
+
+        yield from rollouts(leg, module, models, tokenizer, ranks)
+        return
+    for step, batch in enumerate(prefetched(leg.plan, leg.first, leg.stage.steps), leg.first):
+        yield (batch if leg.references is None else _with_reference(leg, batch, step)), {}
+
+
+def _with_reference(leg: Leg, batch: Batch, step: int) -> Batch:
+    """The batch with the reference policy's log-probability of each sequence."""
+    assert leg.references is not None
+    known = [leg.references[source][d] for source, d in leg.plan.documents(step)]
+    values = np.concatenate(known).astype(np.float64)
+    assert len(values) == batch.sequences, "a number per branch"
+    return replace(batch, of_sequence=batch.of_sequence | {"reference": values})
+
+
+def make_optimizer(module: Any, stage: Stage) -> Any:
+    """AdamW (Loshchilov & Hutter 2019); matrices decay, vectors (norms, biases) do not."""
+    import torch
+
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": stage.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas = (0.9, stage.beta2)
+    return torch.optim.AdamW(groups, lr=stage.peak, betas=betas, fused=True)
+
+
+def backward_step(
+    module: Any,
+    batch: Batch,
+    objective: Objective,
+    options: Any,
+    ranks: Ranks,
+    *,
+    micro_tokens: int | None = None,
+    precision: str = "float32",
+) -> tuple[Any, dict[str, Any]]:
+    """Add the batch's gradient; returns this rank's part of the loss, and of each metric.
+
+    The parts of all ranks sum to the whole batch's. A metric's part is a tensor [sum, count].
+    """
+    import torch
+
+    from trainloop.policy import tensors
+
+    total = objective.total(batch, options) or 1.0
+    forward = objective.forward(options)
+    pieces = micro_batches(batch, rank=ranks.rank, ranks=ranks.count, tokens=micro_tokens)
+    losses, metrics = [], dict[str, Any]()
+    for number, piece in enumerate(pieces):
+        with ranks.no_sync(module, last=number == len(pieces) - 1):
+            there = tensors(piece, ranks.device)
+            with ranks.autocast(precision):
+                outputs = module(there, **forward)
+            if piece.padding:
+                loss = _nothing(outputs)
+            else:
+                said = objective.loss(outputs, there, options)
+                loss = said.total / total
+                for name, pair in said.metrics.items():
+                    part = torch.stack([torch.as_tensor(x, device=ranks.device) for x in pair])
+                    metrics[name] = metrics.get(name, 0.0) + part.detach().double()
+            loss.backward()
+            losses.append(loss.detach())
+    return torch.stack(losses).sum(), metrics
+
+
+def _nothing(outputs: Any) -> Any:
+    """Zero, with a gradient of zero for every parameter that took part."""
+    parts = (outputs.logprobs, outputs.entropy, outputs.values, outputs.scores)
+    return sum(part.sum() * 0.0 for part in parts if part is not None)
+
+
 def _optimizer_step(
-    leg: Leg, model: Any, optimizer: Any, accelerator: Any, step: int
+    leg: Leg, module: Any, optimizer: Any, batch: Batch, ranks: Ranks, step: int
 ) -> dict[str, Any]:
-    """One step of the stage on all ranks; its line for metrics.jsonl."""
+    """One update; returns the row that goes to metrics.jsonl."""
     import torch
 
     stage = leg.stage
-    batch = leg.plan.batch(step)
-    # One seed per (seed, step, rank): nothing random to save or to put back.
-    torch.manual_seed(_step_seed(leg.seed, step, accelerator.process_index))
-    lr = rate(stage.schedule, peak=stage.learning_rate, step=step, steps=stage.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    part = backward_step(model, batch, leg.objective, accelerator, micro_batch=stage.micro_batch)
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip))
-    mean = float(accelerator.reduce(part, "sum"))
-    for what, value in (("loss", mean), ("gradient norm", norm)):
+    torch.manual_seed(_step_seed(leg.seed, step, ranks.rank))
+    assert stage.schedule is not None
+    lr = rate(stage.schedule, peak=stage.peak, step=step + 1, steps=stage.steps)
+    row: dict[str, Any] = {"lr": lr, "target_tokens": batch.target_tokens}
+    if not batch.tokens:  # a rollout of which nothing can be learned
+        return {"loss": None, "empty": 1} | row
+    part, metrics = backward_step(
+        module,
+        batch,
+        leg.objective,
+        leg.options,
+        ranks,
+        micro_tokens=stage.micro_tokens,
+        precision=stage.precision,
+    )
+    norm = ranks.clip(module, stage.clip or 1.0)
+    loss, means = _over_ranks(part, metrics, ranks)
+    for what, value in (("loss", loss), ("gradient norm", norm)):
         if not np.isfinite(value):
             raise _diverged(stage, f"the {what} is {value}", step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
-    if step + 1 in stage.checkpoint_steps and not all(
-        bool(torch.isfinite(p).all()) for p in model.parameters()
-    ):
-        raise _diverged(stage, "weights are no longer finite", step)
-    return {
-        "step": step + 1,
-        "tokens": (step + 1) * stage.batch_tokens,
-        "loss": mean,
-        "lr": lr,
-        "grad_norm": norm,
-        "target_tokens": batch.target_tokens,
-    }
+    return {"loss": loss, "grad_norm": norm} | row | means
+
+
+def _over_ranks(
+    part: Any, metrics: dict[str, Any], ranks: Ranks
+) -> tuple[float, dict[str, float]]:
+    """The loss and the metrics of the whole batch."""
+    mine = (float(part), {name: pair.tolist() for name, pair in metrics.items()})
+    sums: dict[str, list[float]] = {}
+    loss = 0.0
+    for value, said in ranks.gather(mine):
+        loss += value
+        for name, (total, count) in said.items():
+            known = sums.setdefault(name, [0.0, 0.0])
+            known[0] += total
+            known[1] += count
+    return loss, {name: total / count for name, (total, count) in sums.items() if count}
+
+
+def _check_weights(leg: Leg, module: Any, ranks: Ranks, step: int) -> None:
+    import torch
+
+    finite = all(bool(torch.isfinite(p.detach()).all()) for p in module.parameters())
+    if not all(ranks.gather(finite)):
+        raise _diverged(leg.stage, "weights are no longer finite", step)
 
 
 def _diverged(stage: Stage, what: str, step: int) -> UserError:
@@ -317,20 +340,6 @@ def _diverged(stage: Stage, what: str, step: int) -> UserError:
         f"stage {stage.name!r}: {what} at step {step + 1} of {stage.steps}; "
         f"lower learning_rate ({stage.learning_rate}) or clip ({stage.clip})"
     )
-
-
-def newest_step(stage: Stage, this_stage_id: str, root: Path) -> int:
-    """The last step up to which every due checkpoint of the stage is published; 0 without one.
-
-    A stage that was finished with fewer scored checkpoints goes on from before the first
-    missing one; those it has are left as they are.
-    """
-    newest = 0
-    for step in stage.checkpoint_steps:
-        if checkpoints.read(root, checkpoint_id(this_stage_id, step)) is None:
-            break
-        newest = step
-    return newest
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -350,8 +359,15 @@ def _metrics_log(
         handle.write(json.dumps(row) + "\n")
 
     path = root / "stages" / this_stage_id / "metrics.jsonl"
-    kept = []
     remove_partials(path.parent)
+    cut_log(path, first)
+    with full_disk_is_a_user_error(path), path.open("a", encoding="utf-8", buffering=1) as handle:
+        yield write
+
+
+def cut_log(path: Path, first: int) -> None:
+    """Keep the rows of a JSON lines file whose "step" is `first` or earlier."""
+    kept = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             # A kill may cut the last line short; it is past the last checkpoint anyway.
@@ -359,5 +375,3 @@ def _metrics_log(
                 kept.append(line + "\n")
     with publish_file(path) as handle:
         handle.writelines(kept)
-    with full_disk_is_a_user_error(path), path.open("a", encoding="utf-8", buffering=1) as handle:
-        yield write
