@@ -1,16 +1,25 @@
 """From clean shards to batches, each a pure function of (data, mixture, seed, step).
 
-tokens = tokenise("facts", files, tokenizer, objective, ...)     # cached, memory-mapped
-plan   = plan_batches({"facts": tokens, ...}, stage, objective, seed=1)
-batch  = plan.batch(step)                                         # nothing to save, or resume
+    tokens = tokenise("facts", files, tokenizer, ...)                # cached, memory-mapped
+    plan   = plan_batches({"facts": tokens, ...}, stage, objective, seed=1)
+    batch  = plan.batch(step)                                         # nothing to save, or resume
+    pieces = micro_batches(batch, rank=0, ranks=2, tokens=4096)       # one rank's part
+
+Two kinds of stage: one whose batch counts tokens packs rows of at most sequence_length tokens,
+and a text longer than that is cut into pieces; one whose batch counts documents takes them
+whole. batch.py has the batches, packing.py decides the order and the rows. What it cannot do:
+sources too large for one machine's disk, or documents that are made while training (see
+`Objective.rollout`).
 """
 
 from __future__ import annotations
 
-import heapq
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,291 +29,88 @@ import numpy.typing as npt
 from evalsuite.errors import UserError
 from evalsuite.files import content_id, publish, read_json, read_jsonl, write_json
 from evalsuite.progress import Progress, silent
+from trainloop import packing
+from trainloop.batch import Batch, Ints, Tree, batch_of, flat_batch, micro_batches, spans
 from trainloop.records import Stage
+from trainloop.sources import SHARD_DOCUMENTS
 
 if TYPE_CHECKING:
     from trainloop.objectives import Objective
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+__all__ = [
+    "Batch",
+    "BatchPlan",
+    "Tokens",
+    "Tree",
+    "batch_of",
+    "micro_batches",
+    "plan_batches",
+    "tokenise",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A prompt and what may follow it, the prompt encoded once.
-
-    A plain document is `Tree((), (ids,), (targets,))`. A branch's first token is predicted by
-    the prompt's last one; without a prompt nothing predicts it, and it is never a target.
-    """
-
-    prompt: Sequence[int]
-    """Token ids; may be empty."""
-    branches: tuple[Sequence[int], ...]
-    """One or more sequences of token ids, none empty."""
-    targets: tuple[Sequence[bool], ...]
-    """Per branch, per token: does the loss ask for it?"""
-    of_sequence: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Name -> a number per branch."""
-    of_target: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
-    """Name -> per branch, a number per *target*."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Documents end to end, no padding: T tokens, S sequences (branches), N targets, D documents.
-
-    A document's tokens are its prompt's, then each branch's. Documents, sequences, targets and
-    segments stand in the order of their tokens.
-    """
-
-    input_ids: Ints
-    """[T]"""
-    position_ids: Ints
-    """[T] from 0 in each document; a branch's go on from its prompt's end."""
-    segments: Ints
-    """[G, 4] start, end, prefix_start, prefix_end: tokens [start, end) attend causally to
-    themselves and wholly to tokens [prefix_start, prefix_end). Without prefix both are `start`.
-    A prompt is a segment, each branch is one."""
-    predict_from: Ints
-    """[N] index into T of the position whose output predicts the target."""
-    labels: Ints
-    """[N] token ids."""
-    sequence: Ints
-    """[N] number of the target's sequence, ascending."""
-    document: Ints
-    """[S] number of the sequence's document, ascending."""
-    last: Ints
-    """[S] index into T of the sequence's last token."""
-    of_sequence: dict[str, Floats] = field(default_factory=dict)
-    """Name -> [S]"""
-    of_target: dict[str, Floats] = field(default_factory=dict)
-    """Name -> [N]"""
-    padding: bool = False
-    """A micro-batch that only keeps a rank in step: its loss is multiplied by zero."""
-
-    @property
-    def tokens(self) -> int:
-        """T"""
-        return len(self.input_ids)
-
-    @property
-    def sequences(self) -> int:
-        """S"""
-        return len(self.last)
-
-    @property
-    def documents(self) -> int:
-        """D"""
-        return int(self.document[-1]) + 1 if len(self.document) else 0
-
-    @property
-    def target_tokens(self) -> int:
-        """N"""
-        return len(self.labels)
-
-
-def batch_of(trees: Sequence[Tree]) -> Batch:
-    """The trees as one batch, in their order. All of them carry the same `of_...` names."""
-    parts: list[Sequence[int]] = []
-    asked: list[Sequence[bool]] = []
-    for tree in trees:
-        assert tree.branches and len(tree.branches) == len(tree.targets)
-        assert all(len(branch) for branch in tree.branches), "a branch has a token or more"
-        parts += [tree.prompt, *tree.branches]
-        asked += [np.zeros(len(tree.prompt), dtype=np.bool_), *tree.targets]
-    lengths = np.array([len(part) for part in parts], dtype=np.int64)
-    assert lengths.tolist() == [len(part) for part in asked], "a target flag per token"
-    counts = np.array([len(tree.branches) for tree in trees], dtype=np.int64)
-    batch = _flat_batch(_joined(parts, np.int64), _joined(asked, np.bool_), lengths, counts)
-    names = trees[0] if trees else Tree((), (), ())
-    assert all(
-        tree.of_sequence.keys() == names.of_sequence.keys()
-        and tree.of_target.keys() == names.of_target.keys()
-        for tree in trees
-    ), "trees of a batch carry the same names"
-    of_sequence = {
-        name: _joined([tree.of_sequence[name] for tree in trees], np.float64)
-        for name in names.of_sequence
-    }
-    of_target = {
-        name: _joined([each for tree in trees for each in tree.of_target[name]], np.float64)
-        for name in names.of_target
-    }
-    assert all(len(values) == batch.sequences for values in of_sequence.values())
-    assert all(len(values) == batch.target_tokens for values in of_target.values())
-    return replace(batch, of_sequence=of_sequence, of_target=of_target)
-
-
-def _joined(parts: Sequence[Sequence[float]], kind: type) -> npt.NDArray[Any]:
-    return np.concatenate([np.zeros(0, kind), *(np.asarray(part, kind) for part in parts)])
-
-
-def _flat_batch(ids: Ints, asked: npt.NDArray[np.bool_], lengths: Ints, counts: Ints) -> Batch:
-    """The batch of documents that lie end to end in `ids` [T], with `asked` [T] their targets.
-
-    `lengths` [D + S] has for each document its prompt's length, then its branches';
-    `counts` [D] is the number of branches.
-    """
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    is_prompt = np.zeros(len(lengths), dtype=np.bool_)
-    is_prompt[np.cumsum(counts + 1) - counts - 1] = True
-    # Of each part (prompt or branch): its document, and that document's prompt.
-    of = np.repeat(np.arange(len(counts)), counts + 1)
-    prompt_start, prompt_end = starts[is_prompt][of], ends[is_prompt][of]
-    branch = ~is_prompt
-
-    offset = np.where(is_prompt, 0, prompt_end - prompt_start)
-    position_ids = np.arange(len(ids)) + np.repeat(offset - starts, lengths)
-
-    alone = is_prompt | (prompt_start == prompt_end)
-    segments = np.stack(
-        [
-            starts,
-            ends,
-            np.where(alone, starts, prompt_start),
-            np.where(alone, starts, prompt_end),
-        ],
-        axis=1,
-    )
-    # The first token of a branch is predicted by the prompt's last token; by none without one.
-    predictor = np.arange(-1, len(ids) - 1)
-    predictor[starts[branch]] = np.where(alone, -1, prompt_end - 1)[branch]
-    targets = np.flatnonzero(asked & (predictor >= 0))
-    sequence = np.cumsum(branch) - 1
-    return Batch(
-        input_ids=ids,
-        position_ids=position_ids,
-        segments=segments[lengths > 0],
-        predict_from=predictor[targets],
-        labels=ids[targets],
-        sequence=np.repeat(sequence, lengths)[targets],
-        document=of[branch],
-        last=ends[branch] - 1,
-    )
-
-
-def micro_batches(batch: Batch, *, rank: int, ranks: int, tokens: int | None) -> list[Batch]:
-    """This rank's part of the batch in pieces of at most `tokens` tokens; a pure function.
-
-    Documents are never split (one longer than `tokens` is a piece of its own), and go to the
-    pieces of all ranks longest first, each to the emptiest (Graham's LPT rule, 1969): token
-    counts are balanced. Every rank gets equally many pieces, since ranks must run equally many
-    backward passes; one short of documents gets the batch's shortest document marked `padding`.
-    """
-    assert batch.documents, "a batch holds a document or more"
-    cuts = _document_cuts(batch)
-    sizes = np.diff(cuts.tokens)
-    pieces = 1
-    if tokens is not None:
-        # Two documents longer than half a piece never share one.
-        full = float(np.minimum(sizes, tokens).sum() / tokens)
-        least = max(full, int((sizes > tokens / 2).sum()))
-        pieces = max(1, int(np.ceil(least / ranks)))
-    while True:
-        bins = _spread(sizes, pieces * ranks)
-        fits = tokens is None or all(
-            len(documents) == 1 or sizes[documents].sum() <= tokens for documents in bins
-        )
-        if fits:
-            break
-        pieces += max(1, pieces // 8)
-    if ranks * pieces == 1:
-        return [batch]
-    shortest = np.array([np.argmin(sizes)])
-    return [
-        _some(batch, cuts, documents)
-        if len(documents)
-        else replace(_some(batch, cuts, shortest), padding=True)
-        for documents in bins[rank::ranks]
-    ]
-
-
-def _spread(sizes: Ints, bins: int) -> list[Ints]:
-    """Document numbers of each bin, ascending: longest document first, to the emptiest bin."""
-    filled = [(0, number) for number in range(bins)]
-    members: list[list[int]] = [[] for _ in range(bins)]
-    for document in np.argsort(-sizes, kind="stable").tolist():
-        size, number = filled[0]
-        members[number].append(document)
-        heapq.heapreplace(filled, (size + int(sizes[document]), number))
-    return [np.array(sorted(each), dtype=np.int64) for each in members]
-
-
-@dataclass(frozen=True, slots=True)
-class _Cuts:
-    """Where each document of a batch begins, and the last one ends: all [D + 1]."""
-
-    tokens: Ints
-    segments: Ints
-    sequences: Ints
-    targets: Ints
-
-
-def _document_cuts(batch: Batch) -> _Cuts:
-    sequences = np.searchsorted(batch.document, np.arange(batch.documents + 1))
-    tokens = np.concatenate([[0], batch.last[sequences[1:] - 1] + 1])
-    return _Cuts(
-        tokens=tokens,
-        segments=np.searchsorted(batch.segments[:, 0], tokens),
-        sequences=sequences,
-        targets=np.searchsorted(batch.sequence, sequences),
-    )
-
-
-def _some(batch: Batch, cuts: _Cuts, documents: Ints) -> Batch:
-    """The batch of these documents (ascending numbers) alone."""
-
-    def taken(edges: Ints) -> tuple[Ints, Ints]:
-        """Indices of the documents' things, and by how much each thing's own index moves."""
-        starts, sizes = edges[documents], edges[documents + 1] - edges[documents]
-        moves = np.cumsum(sizes) - sizes - starts
-        index = np.arange(sizes.sum()) - np.repeat(moves, sizes)
-        return index, moves
-
-    (tokens, token_moves), (sequences, sequence_moves) = taken(cuts.tokens), taken(cuts.sequences)
-    (segments, _), (targets, _) = taken(cuts.segments), taken(cuts.targets)
-
-    def each(edges: Ints, moves: Ints) -> Ints:
-        return np.repeat(moves, edges[documents + 1] - edges[documents])
-
-    return Batch(
-        input_ids=batch.input_ids[tokens],
-        position_ids=batch.position_ids[tokens],
-        segments=batch.segments[segments] + each(cuts.segments, token_moves)[:, None],
-        predict_from=batch.predict_from[targets] + each(cuts.targets, token_moves),
-        labels=batch.labels[targets],
-        sequence=batch.sequence[targets] + each(cuts.targets, sequence_moves),
-        document=np.repeat(
-            np.arange(len(documents)), cuts.sequences[documents + 1] - cuts.sequences[documents]
-        ),
-        last=batch.last[sequences] + each(cuts.sequences, token_moves),
-        of_sequence={name: values[sequences] for name, values in batch.of_sequence.items()},
-        of_target={name: values[targets] for name, values in batch.of_target.items()},
-        padding=batch.padding,
-    )
-
-
-FORMAT = 2
+FORMAT = 3
 """Raised when the same documents would give other token files."""
+PLAN_VERSION = 1
+"""Raised when the same data, mixture and seed would give other batches."""
+CHUNK = 1000
+"""Documents encoded at once."""
+DROPPED = ("no token", "no target", "chosen equals rejected", "longer than sequence_length")
+"""Why a row may be no document."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A source's documents as one token array; document d is [offsets[d], offsets[d + 1])."""
+    """A source's documents, tokenised, on disk: part p is tokens [offsets[p], offsets[p + 1])."""
 
     source: str
+    id: str
+    """Hash of the documents, the tokenizer and the encoding."""
     tokens: npt.NDArray[np.uint32]
     targets: npt.NDArray[np.bool_]
     """Whether the loss asks for this token."""
     offsets: Ints
+    parts: int
+    """Parts per document: 1, or 3 in pairs (prompt, chosen, rejected)."""
     too_long: int
-    """Documents cut at the sequence length (whole-document objectives only)."""
+    """Documents cut at sequence_length, or prompts dropped for being longer."""
+    dropped: dict[str, int]
+    """Why -> how many documents are not here."""
+    rows: npt.NDArray[np.uint8] | None = None
+    """Of prompts: the source's rows as JSON, end to end."""
+    row_offsets: Ints | None = None
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return (len(self.offsets) - 1) // self.parts
 
     @property
     def lengths(self) -> Ints:
         """Tokens per document."""
-        return np.diff(self.offsets)
+        return np.diff(self.offsets[:: self.parts])
+
+    def tree(self, document: int, start: int | None = None, length: int | None = None) -> Tree:
+        """A document, or `length` of its tokens from `start` on (of one without a prompt)."""
+        first = document * self.parts
+        cuts = self.offsets[first : first + self.parts + 1].tolist()
+        if start is not None or length is not None:
+            assert self.parts == 1, "only plain documents are cut"
+            begin = cuts[0] + (start or 0)
+            cuts = [begin, cuts[1] if length is None else begin + length]
+        spans = [slice(*span) for span in pairwise(cuts)]
+        prompt = self.tokens[spans.pop(0)].tolist() if self.parts > 1 else ()
+        return Tree(
+            prompt,
+            tuple(self.tokens[span].tolist() for span in spans),
+            tuple(self.targets[span].tolist() for span in spans),
+        )
+
+    def row(self, document: int) -> dict[str, Any]:
+        """The source's row that a prompt was made from."""
+        assert self.rows is not None and self.row_offsets is not None, "only prompts keep rows"
+        start, end = self.row_offsets[document : document + 2]
+        row: dict[str, Any] = json.loads(self.rows[start:end].tobytes())
+        return row
 
 
 def tokenise(
@@ -321,23 +127,45 @@ def tokenise(
 ) -> Tokens:
     """Encode every document of `files` once; later calls map the cached arrays from disk.
 
-    `data_id` names the files' content. Raises UserError when no token is a target, as
+    `data_id` names the files' content. A conversation longer than `sequence_length` loses its
+    end; a pair loses its responses' ends, but not below half of the length, and then its
+    prompt's beginning; a longer prompt is dropped. Raises UserError when nothing is left, as
     happens with a chat template that marks no assistant turn.
     """
-    longest = None if objective.splits_documents else sequence_length
-    identity = [FORMAT, data_id, tokenizer_id, objective.name, objective.version, longest]
+    longest = None if objective.documents == "text" else sequence_length
+    kind = objective.documents
+    identity = [FORMAT, data_id, tokenizer_id, objective.name, objective.version, kind, longest]
     folder = root / "tokens" / content_id(identity)
     if not folder.is_dir():
         with publish(folder) as work:
             _encode_all(name, files, tokenizer, objective, longest, work, progress)
     about = read_json(folder / "tokens.json")
+    prompts = kind == "prompt"
     return Tokens(
         source=name,
-        tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
-        targets=np.load(folder / "targets.npy", mmap_mode="r"),
+        id=folder.name,
+        tokens=_mapped(folder / "tokens.u32", np.uint32, about["tokens"]),
+        targets=_mapped(folder / "targets.bool", np.bool_, about["tokens"]),
         offsets=np.load(folder / "offsets.npy"),
+        parts=_parts(objective),
         too_long=about["too_long"],
+        dropped=about["dropped"],
+        rows=_mapped(folder / "rows.jsonl", np.uint8, about["row_bytes"]) if prompts else None,
+        row_offsets=np.load(folder / "row_offsets.npy") if prompts else None,
     )
+
+
+def _parts(objective: Objective) -> int:
+    return 3 if objective.documents == "pair" else 1
+
+
+def _mapped(path: Path, kind: Any, count: int) -> npt.NDArray[Any]:
+    """The file as an array of `count` numbers; UserError when it is not so long."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size != count * np.dtype(kind).itemsize:
+        raise UserError(f"{path.parent}: {path.name} is damaged; delete the folder and run again")
+    # A plain view: indexing np.memmap itself is slow.
+    return np.asarray(np.memmap(path, dtype=kind, mode="r"))
 
 
 def _encode_all(
@@ -349,188 +177,301 @@ def _encode_all(
     work: Path,
     progress: Progress,
 ) -> None:
-    label = f"tokens {name}"
-    ids: list[npt.NDArray[np.uint32]] = []
-    targets: list[npt.NDArray[np.bool_]] = []
-    too_long = empty = 0
-    for number, file in enumerate(files):
-        rows = [row for _, row in read_jsonl(file)]
-        for start in range(0, len(rows), 1000):
-            chunk = rows[start : start + 1000]
-            for document, wanted in objective.encode(chunk, tokenizer):
-                if not len(document):  # nothing to train on, and a row cannot hold nothing
-                    empty += 1
+    """Write the token files of a source into the folder `work`."""
+    counts: Counter[str] = Counter()
+    lengths: list[int] = []
+    row_sizes: list[int] = []
+    prompts = objective.documents == "prompt"
+    with (
+        (work / "tokens.u32").open("wb") as tokens,
+        (work / "targets.bool").open("wb") as targets,
+        (work / "rows.jsonl").open("wb") as kept,
+    ):
+        for rows in _chunks(name, files, progress):
+            counts["rows"] += len(rows)
+            for row, tree in zip(rows, objective.encode(rows, tokenizer), strict=True):
+                assert not tree.of_sequence and not tree.of_target, "sources hold tokens alone"
+                fitted = _fitted(tree, objective.documents, longest, counts)
+                if fitted is None:
                     continue
-                if longest is not None and len(document) > longest:
-                    too_long += 1
-                    document, wanted = document[:longest], wanted[:longest]
-                ids.append(np.asarray(document, dtype=np.uint32))
-                targets.append(np.asarray(wanted, dtype=np.bool_))
-            done = number + (start + len(chunk)) / max(len(rows), 1)
-            progress(label, min(done, len(files) - 1e-3), len(files))
+                parts = [fitted.prompt] if _parts(objective) > 1 else []
+                asked = [[False] * len(fitted.prompt)] if parts else []
+                for part, wanted in zip(
+                    [*parts, *fitted.branches], [*asked, *fitted.targets], strict=True
+                ):
+                    assert len(part) == len(wanted), "a target flag per token"
+                    tokens.write(np.asarray(part, dtype=np.uint32).tobytes())
+                    targets.write(np.asarray(wanted, dtype=np.bool_).tobytes())
+                    lengths.append(len(part))
+                if prompts:
+                    row_sizes.append(kept.write(json.dumps(row).encode() + b"\n"))
+    if not lengths:
+        raise _nothing_left(name, objective, longest, counts)
+    np.save(work / "offsets.npy", _offsets(lengths))
+    if prompts:
+        np.save(work / "row_offsets.npy", _offsets(row_sizes))
+    about = {
+        "source": name,
+        "documents": len(lengths) // _parts(objective),
+        "tokens": sum(lengths),
+        "row_bytes": sum(row_sizes),
+        "too_long": counts["too_long"],
+        "dropped": {why: counts[why] for why in DROPPED if counts[why]},
+    }
+    write_json(work / "tokens.json", about)
+
+
+def _offsets(sizes: Sequence[int]) -> Ints:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+
+
+def _chunks(name: str, files: Sequence[Path], progress: Progress) -> Iterator[list[dict[str, Any]]]:
+    """The rows of all files, CHUNK at a time."""
+    label = f"tokens {name}"
+    for number, file in enumerate(files):
+        rows = (row for _, row in read_jsonl(file))
+        read = 0
+        while chunk := list(islice(rows, CHUNK)):
+            yield chunk
+            read += len(chunk)
+            progress(label, number + min(read / SHARD_DOCUMENTS, 0.999), len(files))
     progress(label, len(files), len(files))
-    if empty and not ids:
-        raise UserError(
-            f"source {name!r}: all its {empty:,} documents become no token at all; look at what "
+
+
+def _fitted(tree: Tree, kind: str, longest: int | None, counts: Counter[str]) -> Tree | None:
+    """The document, cut to `longest` where it must be; None, and counted, when it is none."""
+    if not all(len(branch) for branch in tree.branches):
+        counts["no token"] += 1
+        return None
+    tokens = len(tree.prompt) + max(len(branch) for branch in tree.branches)
+    if longest is not None and tokens > longest:
+        counts["too_long"] += 1
+        if kind == "prompt":
+            counts["longer than sequence_length"] += 1
+            return None
+        tree = _cut(tree, longest)
+    if kind == "prompt":
+        return tree
+    # Nothing predicts the first token of a document without a prompt.
+    first = 0 if len(tree.prompt) else 1
+    if not all(any(wanted[first:]) for wanted in tree.targets):
+        counts["no target"] += 1
+        return None
+    if kind == "pair" and list(tree.branches[0]) == list(tree.branches[1]):
+        counts["chosen equals rejected"] += 1
+        return None
+    return tree
+
+
+def _cut(tree: Tree, longest: int) -> Tree:
+    """Branches cut from the right, the prompt from the left; no branch below half of `longest`."""
+    keep = max(longest - len(tree.prompt), longest // 2 if len(tree.prompt) else longest)
+    branches = tuple(branch[:keep] for branch in tree.branches)
+    room = longest - max(len(branch) for branch in branches)
+    prompt = tree.prompt[max(0, len(tree.prompt) - room) :]
+    return Tree(prompt, branches, tuple(wanted[:keep] for wanted in tree.targets))
+
+
+def _nothing_left(
+    name: str, objective: Objective, longest: int | None, counts: Counter[str]
+) -> UserError:
+    count = counts["rows"]
+    if not count:
+        return UserError(f"source {name!r} holds no document after decontamination")
+    if counts["no token"] == count:
+        return UserError(
+            f"source {name!r}: all its {count:,} documents become no token at all; look at what "
             "the model's chat_template makes of them"
         )
-    if not ids:
-        raise UserError(f"source {name!r} holds no document after decontamination")
-    flat_targets = np.concatenate(targets)
-    if not flat_targets.any():
-        raise UserError(
-            f"source {name!r}: no token is a target of objective {objective.name!r}: "
-            "its documents have no assistant turn, or all are longer than sequence_length"
+    if counts["longer than sequence_length"] == count:
+        return UserError(
+            f"source {name!r}: all its {count:,} prompts are longer than sequence_length "
+            f"({longest:,}); raise it"
         )
-    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-    np.cumsum([len(document) for document in ids], out=offsets[1:])
-    np.save(work / "tokens.npy", np.concatenate(ids))
-    np.save(work / "targets.npy", flat_targets)
-    np.save(work / "offsets.npy", offsets)
-    about = {"source": name, "documents": len(ids), "tokens": int(offsets[-1])}
-    write_json(work / "tokens.json", {**about, "too_long": too_long, "empty": empty})
-
-
-def mixture_order(
-    lengths: Mapping[str, Ints], weights: Mapping[str, float], *, tokens: int, seed: int
-) -> tuple[list[str], Ints, Ints]:
-    """Names, and per read document the index of its source and of the document in it.
-
-    The order holds at least `tokens` tokens. Source names, not positions, seed the
-    permutations: adding a source leaves the others' orders as they were.
-    """
-    # In the order of their names: how a recipe orders its mixture changes nothing.
-    names = sorted(name for name in lengths if weights[name] > 0)
-    total = sum(weights[name] for name in names)
-    due_parts, source_parts, document_parts = [], [], []
-    for number, name in enumerate(names):
-        share = weights[name] / total
-        wanted = tokens * share + int(lengths[name].max())
-        size = int(lengths[name].sum())
-        epochs = int(np.ceil(wanted / size))
-        documents = np.concatenate(
-            [
-                np.random.default_rng([seed, zlib.crc32(name.encode()), epoch]).permutation(
-                    len(lengths[name])
-                )
-                for epoch in range(epochs)
-            ]
-        )
-        read = lengths[name][documents]
-        due = (np.cumsum(read) - read / 2) / share
-        # Everything due before `horizon` adds up to `tokens` or more, whatever the lengths.
-        horizon = tokens + float(lengths[name].max()) / share
-        keep = due <= horizon
-        due_parts.append(due[keep])
-        document_parts.append(documents[keep])
-        source_parts.append(np.full(int(keep.sum()), number))
-    due_all = np.concatenate(due_parts)
-    order = np.argsort(due_all, kind="stable")
-    return names, np.concatenate(source_parts)[order], np.concatenate(document_parts)[order]
+    dropped = ", ".join(f"{counts[why]:,} {why}" for why in DROPPED if counts[why])
+    return UserError(
+        f"source {name!r}: none of its {count:,} documents can be trained on by objective "
+        f"{objective.name!r} ({dropped}): no token is a target, because there is no assistant "
+        "turn, the chat template marks none, or sequence_length cuts it off; mend one of these"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """All rows of a stage: row r holds pieces [row_starts[r], row_starts[r + 1])."""
+    """All batches of a stage: batch b holds pieces [batch_starts[b], batch_starts[b + 1])."""
 
     sources: tuple[Tokens, ...]
-    piece_source: Ints
-    piece_start: Ints
-    """First token of the piece, in its source's token array."""
-    piece_length: Ints
-    row_starts: Ints
-    sequence_length: int
-    batch_rows: int
-    steps: int
+    source: Ints
+    """[P] index of the piece's source."""
+    document: Ints
+    """[P] its document there."""
+    start: Ints
+    """[P] its first token in the document: 0 but for texts longer than a row."""
+    length: Ints
+    """[P] its tokens."""
+    batch_starts: Ints
     epochs: dict[str, float]
-    """Source name -> how often the stage reads its tokens."""
+    """Source name -> how often the stage reads it: its tokens, or documents where those count."""
+    fingerprint: str
+    """Hash of the data, the mixture and the seed: the same one means the same batches."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return len(self.batch_starts) - 1
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Source name -> the id of its tokens: what must not change under a resumed run."""
+        return {tokens.source: tokens.id for tokens in self.sources}
+
+    def tokens(self, steps: int) -> int:
+        """Tokens in the first so many batches."""
+        return int(self.length[: self.batch_starts[steps]].sum())
+
+    def documents(self, step: int) -> list[tuple[str, int]]:
+        """Source name and document number of each piece of a batch, in its order."""
+        pieces = self._pieces(step)
+        names = [tokens.source for tokens in self.sources]
+        return [
+            (names[source], document)
+            for source, document in zip(
+                self.source[pieces].tolist(), self.document[pieces].tolist(), strict=True
+            )
+        ]
 
     def batch(self, step: int) -> Batch:
-        """The rows of optimizer step `step`, counted from 0."""
-        assert 0 <= step < self.steps
-        shape = (self.batch_rows, self.sequence_length)
-        ids = np.zeros(shape, dtype=np.int64)
-        positions = np.zeros(shape, dtype=np.int64)
-        segments = np.full(shape, -1, dtype=np.int32)
-        labels = np.full(shape, -100, dtype=np.int64)
-        for row in range(self.batch_rows):
-            first = step * self.batch_rows + row
-            at = 0
-            for number, piece in enumerate(range(*self.row_starts[first : first + 2])):
-                source = self.sources[self.piece_source[piece]]
-                start, length = int(self.piece_start[piece]), int(self.piece_length[piece])
-                here = slice(at, at + length)
-                document = source.tokens[start : start + length].astype(np.int64)
-                wanted = source.targets[start : start + length]
-                ids[row, here] = document
-                positions[row, here] = np.arange(length)
-                segments[row, here] = number
-                following = np.where(wanted[1:], document[1:], -100)
-                labels[row, at : at + length - 1] = following
-                at += length
-        return Batch(ids, positions, segments, labels)
+        """The batch of optimizer step `step`, counted from 0."""
+        pieces = self._pieces(step)
+        parts = self.sources[0].parts
+        source, length = self.source[pieces], self.length[pieces]
+        lengths = np.zeros((len(source), max(parts, 2)), dtype=np.int64)
+        ids = np.empty(int(length.sum()), dtype=np.int64)
+        asked = np.empty(len(ids), dtype=np.bool_)
+        places = np.cumsum(length) - length
+        for number, tokens in enumerate(self.sources):
+            mine = np.flatnonzero(source == number)
+            first = self.document[pieces][mine] * parts
+            if parts == 1:
+                lengths[mine, 1] = length[mine]
+            else:
+                edges = tokens.offsets[first[:, None] + np.arange(parts + 1)]
+                lengths[mine] = np.diff(edges, axis=1)
+            begin = tokens.offsets[first] + self.start[pieces][mine]
+            there, here = spans(begin, length[mine]), spans(places[mine], length[mine])
+            ids[here] = tokens.tokens[there]
+            asked[here] = tokens.targets[there]
+        branches = lengths.shape[1] - 1
+        return flat_batch(ids, asked, lengths.ravel(), np.full(len(source), branches))
+
+    def _pieces(self, step: int) -> slice:
+        assert 0 <= step < self.steps, f"step {step} of {self.steps}"
+        return slice(*self.batch_starts[step : step + 2].tolist())
 
 
 def plan_batches(
     sources: Mapping[str, Tokens], stage: Stage, objective: Objective, *, seed: int
 ) -> BatchPlan:
-    """Decide every row of `stage`: a pure function of its arguments."""
-    rows = stage.steps * stage.batch_rows
-    lengths = {name: tokens.lengths for name, tokens in sources.items()}
-    budget = rows * stage.sequence_length
-    names, source, document = mixture_order(lengths, stage.mixture, tokens=budget, seed=seed)
-    used = tuple(sources[name] for name in names)
-    starts = np.empty(len(source), dtype=np.int64)
-    sizes = np.empty(len(source), dtype=np.int64)
-    for number, tokens in enumerate(used):
-        of_source = source == number
-        starts[of_source] = tokens.offsets[document[of_source]]
-        sizes[of_source] = tokens.lengths[document[of_source]]
-    pack = _cut_rows if objective.splits_documents else _whole_rows
-    piece, start, length, row_starts = pack(starts, sizes, stage.sequence_length, rows)
-    read = np.bincount(source[piece], weights=length, minlength=len(used))
+    """Decide every batch of `stage`: a pure function of its arguments.
+
+    With `batch_tokens` a batch is batch_tokens / sequence_length packed rows, and the mixture's
+    weights are shares of tokens. With `batch` it is so many documents; weights are shares of
+    documents, or with `epochs` how often each source is read in one of them, and what is read
+    past the last epoch, to fill the last batch, is what would come next. Raises UserError when
+    a source would be read more often than stage.repetition_cap, that last filling not counted.
+    """
+    # In the order of their names: how a recipe orders its mixture changes nothing.
+    used = [sources[name] for name in sorted(sources) if stage.mixture.get(name, 0) > 0]
+    assert used and len({tokens.parts for tokens in used}) == 1, "one kind of documents"
+    weights = {tokens.source: float(stage.mixture[tokens.source]) for tokens in used}
+    decide = _whole_documents if stage.batch_tokens is None else _packed_rows
+    source, document, start, length, batch_starts = decide(used, weights, stage, objective, seed)
+    amounts = length if stage.batch_tokens else np.ones(len(source))
+    read = np.bincount(source, weights=amounts, minlength=len(used))
+    sizes = [len(t.tokens) if stage.batch_tokens else t.documents for t in used]
+    epochs = {t.source: float(read[n] / sizes[n]) for n, t in enumerate(used)}
+    _check_repetition(stage, epochs)
+    budget = [stage.sequence_length, stage.batch_tokens, stage.batch, stage.epochs]
+    ids = {tokens.source: tokens.id for tokens in used}
     return BatchPlan(
-        sources=used,
-        piece_source=source[piece],
-        piece_start=start,
-        piece_length=length,
-        row_starts=row_starts,
-        sequence_length=stage.sequence_length,
-        batch_rows=stage.batch_rows,
-        steps=stage.steps,
-        epochs={t.source: float(read[n] / t.offsets[-1]) for n, t in enumerate(used)},
+        sources=tuple(used),
+        source=source,
+        document=document,
+        start=start,
+        length=length,
+        batch_starts=batch_starts,
+        epochs=epochs,
+        fingerprint=content_id([PLAN_VERSION, ids, weights, budget, len(batch_starts), seed]),
     )
 
 
-def _cut_rows(
-    starts: Ints, sizes: Ints, row_length: int, rows: int
-) -> tuple[Ints, Ints, Ints, Ints]:
-    """Documents end to end, cut each `row_length` tokens: document, start, length; row starts."""
-    ends = np.cumsum(sizes)
-    begins = ends - sizes
-    assert ends[-1] >= rows * row_length
-    # A piece begins where a document or a row begins.
-    cuts = np.union1d(begins, np.arange(rows + 1) * row_length)
-    cuts = cuts[cuts <= rows * row_length]
-    at, length = cuts[:-1], np.diff(cuts)
-    document = np.searchsorted(ends, at, side="right")
-    row_starts = np.searchsorted(at, np.arange(rows + 1) * row_length)
-    return document, starts[document] + (at - begins[document]), length, row_starts
+def _check_repetition(stage: Stage, epochs: Mapping[str, float]) -> None:
+    cap = stage.repetition_cap
+    if cap is None:
+        return
+    for name, read in epochs.items():
+        asked = read if stage.epochs is None else stage.epochs * stage.mixture[name]
+        if asked > cap + 1e-9:
+            spent = "tokens" if stage.batch_tokens else "epochs" if stage.epochs else "steps"
+            raise UserError(
+                f"stage {stage.name!r} reads source {name!r} {asked:.5g} times, but its "
+                f"repetition_cap is {cap:g}; lower the stage's {spent} or the source's weight, "
+                "give the source more documents, or raise repetition_cap"
+            )
 
 
-def _whole_rows(
-    starts: Ints, sizes: Ints, row_length: int, rows: int
-) -> tuple[Ints, Ints, Ints, Ints]:
-    """Whole documents, a new row when the next one does not fit."""
-    row_starts = [0]
-    filled = 0
-    for taken, size in enumerate(sizes.tolist()):
-        if filled + size > row_length:
-            row_starts.append(taken)
-            filled = 0
-            if len(row_starts) > rows:
-                break
-        filled += size
-    assert len(row_starts) > rows, "the order holds tokens for every row"
-    piece = np.arange(row_starts[rows])
-    return piece, starts[piece], sizes[piece], np.asarray(row_starts[: rows + 1])
+_Decided = tuple[Ints, Ints, Ints, Ints, Ints]
+"""source, document, start, length of each piece, and batch_starts."""
+
+
+def _packed_rows(
+    used: Sequence[Tokens],
+    weights: Mapping[str, float],
+    stage: Stage,
+    objective: Objective,
+    seed: int,
+) -> _Decided:
+    """Batches of rows; texts are cut into pieces of a row's length, and those are mixed."""
+    batch_rows = stage.batch_rows
+    longest = [int(tokens.lengths.max()) for tokens in used]
+    row_length = stage.sequence_length if objective.documents == "text" else max(longest)
+    pieces = [packing.cut_long(tokens.lengths, row_length) for tokens in used]
+    names = [tokens.source for tokens in used]
+    lengths = {name: length for name, (_, _, length) in zip(names, pieces, strict=True)}
+    rows = stage.steps * batch_rows
+    amount = (rows + batch_rows) * stage.sequence_length
+    _, source, unit = packing.mixture_order(lengths, weights, amount=amount, seed=seed)
+    document, start, length = (np.empty(len(source), dtype=np.int64) for _ in range(3))
+    for number, (of_document, of_start, of_length) in enumerate(pieces):
+        mine = source == number
+        document[mine], start[mine] = of_document[unit[mine]], of_start[unit[mine]]
+        length[mine] = of_length[unit[mine]]
+    order, row_starts = packing.best_fit(
+        length, stage.sequence_length, open_rows=batch_rows, rows=rows
+    )
+    batch_starts = row_starts[::batch_rows]
+    return source[order], document[order], start[order], length[order], batch_starts
+
+
+def _whole_documents(
+    used: Sequence[Tokens],
+    weights: Mapping[str, float],
+    stage: Stage,
+    objective: Objective,
+    seed: int,
+) -> _Decided:
+    """Batches of documents; with epochs, shares are how many documents of a source are read."""
+    assert stage.batch is not None, "the stage is settled"
+    steps, shares = stage.steps, dict(weights)
+    if stage.epochs is not None:
+        shares = {t.source: weights[t.source] * t.documents for t in used}
+        steps = steps or max(1, math.ceil(sum(shares.values()) * stage.epochs / stage.batch - 1e-9))
+    sizes = {tokens.source: np.ones(tokens.documents, dtype=np.int64) for tokens in used}
+    amount = steps * stage.batch
+    _, source, document = packing.mixture_order(sizes, shares, amount=amount, seed=seed)
+    length = np.empty(len(source), dtype=np.int64)
+    for number, tokens in enumerate(used):
+        mine = source == number
+        length[mine] = tokens.lengths[document[mine]]
+    starts = np.arange(steps + 1) * stage.batch
+    return source, document, np.zeros(len(source), dtype=np.int64), length, starts
