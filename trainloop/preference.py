@@ -160,8 +160,7 @@ def _comparable(batch: Batch) -> npt.NDArray[np.bool_]:
     pairs = np.arange(batch.sequences) // 2
     assert np.array_equal(batch.document, pairs), "each document has two branches"
     counts = np.bincount(batch.sequence, minlength=batch.sequences)
-    asked: npt.NDArray[np.bool_] = (counts.reshape(-1, 2) > 0).all(axis=1)
-    return asked
+    return np.minimum(counts[0::2], counts[1::2]) > 0
 
 
 # --- the loss -----------------------------------------------------------------------------------
@@ -261,7 +260,8 @@ def pair_rewards(
     else:
         assert logprobs is not None
         weights = np.asarray(logprobs, np.float64)
-        found = np.bincount(batch.sequence, weights=weights, minlength=batch.sequences)
+        found = np.zeros(batch.sequences)
+        np.add.at(found, batch.sequence, weights)
         if "reference" in batch.of_sequence:
             found = found - batch.of_sequence["reference"]
         if per_token:
