@@ -18,6 +18,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -45,6 +46,7 @@ __all__ = [
     "batch_of",
     "micro_batches",
     "plan_batches",
+    "prefetched",
     "tokenise",
 ]
 
@@ -72,7 +74,7 @@ class Tokens:
     parts: int
     """Parts per document: 1, or 3 in pairs (prompt, chosen, rejected)."""
     too_long: int
-    """Documents cut at sequence_length, or prompts dropped for being longer."""
+    """Documents cut at sequence_length, or dropped for being longer."""
     dropped: dict[str, int]
     """Why -> how many documents are not here."""
     rows: npt.NDArray[np.uint8] | None = None
@@ -129,8 +131,9 @@ def tokenise(
 
     `data_id` names the files' content. A conversation longer than `sequence_length` loses its
     end; a pair loses its responses' ends, but not below half of the length, and then its
-    prompt's beginning; a longer prompt is dropped. Raises UserError when nothing is left, as
-    happens with a chat template that marks no assistant turn.
+    prompt's beginning. What has to be whole is dropped instead: a prompt to be answered, and a
+    pair whose ends are scored. Raises UserError when nothing is left, as happens with a chat
+    template that marks no assistant turn.
     """
     longest = None if objective.documents == "text" else sequence_length
     kind = objective.documents
@@ -191,7 +194,7 @@ def _encode_all(
             counts["rows"] += len(rows)
             for row, tree in zip(rows, objective.encode(rows, tokenizer), strict=True):
                 assert not tree.of_sequence and not tree.of_target, "sources hold tokens alone"
-                fitted = _fitted(tree, objective.documents, longest, counts)
+                fitted = _fitted(tree, objective, longest, counts)
                 if fitted is None:
                     continue
                 parts = [fitted.prompt] if _parts(objective) > 1 else []
@@ -238,15 +241,19 @@ def _chunks(name: str, files: Sequence[Path], progress: Progress) -> Iterator[li
     progress(label, len(files), len(files))
 
 
-def _fitted(tree: Tree, kind: str, longest: int | None, counts: Counter[str]) -> Tree | None:
+def _fitted(
+    tree: Tree, objective: Objective, longest: int | None, counts: Counter[str]
+) -> Tree | None:
     """The document, cut to `longest` where it must be; None, and counted, when it is none."""
+    kind = objective.documents
     if not all(len(branch) for branch in tree.branches):
         counts["no token"] += 1
         return None
     tokens = len(tree.prompt) + max(len(branch) for branch in tree.branches)
     if longest is not None and tokens > longest:
         counts["too_long"] += 1
-        if kind == "prompt":
+        # A question without its beginning is another one, and a score is for a whole answer.
+        if kind == "prompt" or objective.head == "score":
             counts["longer than sequence_length"] += 1
             return None
         tree = _cut(tree, longest)
@@ -285,7 +292,7 @@ def _nothing_left(
         )
     if counts["longer than sequence_length"] == count:
         return UserError(
-            f"source {name!r}: all its {count:,} prompts are longer than sequence_length "
+            f"source {name!r}: all its {count:,} documents are longer than sequence_length "
             f"({longest:,}); raise it"
         )
     dropped = ", ".join(f"{counts[why]:,} {why}" for why in DROPPED if counts[why])
@@ -367,6 +374,16 @@ class BatchPlan:
     def _pieces(self, step: int) -> slice:
         assert 0 <= step < self.steps, f"step {step} of {self.steps}"
         return slice(*self.batch_starts[step : step + 2].tolist())
+
+
+def prefetched(plan: BatchPlan, first: int, last: int) -> Iterator[Batch]:
+    """The batches of steps [first, last), each made by a thread while the one before is used."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as maker:
+        coming: Future[Batch] | None = None
+        for step in range(first, last):
+            batch = coming.result() if coming else plan.batch(step)
+            coming = maker.submit(plan.batch, step + 1) if step + 1 < last else None
+            yield batch
 
 
 def plan_batches(
