@@ -167,11 +167,15 @@ class Ranks:
 
         `everywhere` gives it to every rank. Under fsdp all ranks must call.
         """
-        found = {}
-        for name, value in self.bare(module).state_dict().items():
-            full = _full(value.detach())
-            if self.main or everywhere:
-                found[name] = full.cpu()
+        found: dict[str, Tensor] = {}
+        done: dict[int, Tensor | None] = {}
+        for name, value in self.bare(module).state_dict(keep_vars=True).items():
+            if id(value) not in done:  # tied weights stay tied
+                full = _full(value.detach())
+                done[id(value)] = full.cpu() if self.main or everywhere else None
+            kept = done[id(value)]
+            if kept is not None:
+                found[name] = kept
         return found
 
     def full_model(self, module: Module, like: Any = None, *, part: str = "model") -> Any:
