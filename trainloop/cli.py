@@ -46,9 +46,9 @@ def train(recipe: str, runs: Path, mirror: Path | None, seed: int | None) -> Non
     Example:
         assay train recipes/real-gsm8k.yaml --mirror ../shared
     """
-    from trainloop.train import process_count
+    from trainloop.ranks import launched
 
-    rank, ranks = process_count()
+    rank, ranks = launched()
     path = find_recipe(recipe)
     if ranks > 1:
         run_id = _train_together(path, runs, mirror, seed)
@@ -141,7 +141,9 @@ def _train_alone(path: Path, runs: Path, mirror: Path | None, seed: int | None) 
     with show_progress() as progress:
         prepared = _prepare(path, runs, mirror, progress)
         _say_done(prepared, _seed(prepared, seed))
-        run = run_stages(prepared, seed=_seed(prepared, seed), progress=progress)
+        run = run_stages(
+            prepared, seed=_seed(prepared, seed), progress=progress, say=click.echo
+        )
     _say_data(prepared)
     _say_scores(prepared, run)
     return run.id
@@ -149,24 +151,31 @@ def _train_alone(path: Path, runs: Path, mirror: Path | None, seed: int | None) 
 
 def _train_together(path: Path, runs: Path, mirror: Path | None, seed: int | None) -> str:
     """One of several launched processes: rank 0 prepares and speaks, all train."""
+    from evalsuite.config import load
     from evalsuite.progress import show_progress, silent
+    from trainloop.ranks import join, leave
+    from trainloop.records import Recipe
     from trainloop.run import run_stages
-    from trainloop.train import make_accelerator
 
-    accelerator = make_accelerator()
-    main = accelerator.is_main_process
+    ranks = join(load(path, Recipe).distributed)
     with show_progress() as shown:
-        progress = shown if main else silent
+        progress = shown if ranks.main else silent
         # Rank 0 makes the data while the others wait, and then find it made.
-        with accelerator.main_process_first():
-            prepared = _prepare(path, runs, mirror, progress)
+        with ranks.together():
+            if ranks.main:
+                _prepare(path, runs, mirror, progress)
+        prepared = _prepare(path, runs, mirror, silent)
         run = run_stages(
-            prepared, seed=_seed(prepared, seed), accelerator=accelerator, progress=progress
+            prepared,
+            seed=_seed(prepared, seed),
+            ranks=ranks,
+            progress=progress,
+            say=click.echo,
         )
-    if main:
+    if ranks.main:
         _say_data(prepared)
         _say_scores(prepared, run)
-    accelerator.end_training()
+    leave()
     return run.id
 
 

@@ -21,13 +21,10 @@ from trainloop import checkpoint as checkpoints
 from trainloop import model as models
 from trainloop import train
 from trainloop.objectives import Objective, load_objective, read_options
+from trainloop.pairs import FORMAT as PAIRS
 from trainloop.prepare import Prepared
 from trainloop.records import Checkpoint, Recipe, Stage
 from trainloop.schedules import rate
-
-PAIRS_VERSION = 1
-"""Part of the id of on-policy pairs: raise it when the same settings would make others."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagePlan:
@@ -39,6 +36,8 @@ class StagePlan:
     id: str
     objective: Objective | None
     """None for a soup."""
+    start: str
+    """Names the recipe's own weights, from which a stage without a parent goes on."""
     parent: StagePlan | None
     """The stage it goes on from; None: from the recipe's model."""
     reward: StagePlan | None
@@ -123,7 +122,7 @@ def _plan(
         elif weight > 0:
             policies[name] = policy = before[pairs.policy]
             made_from = [policy.hands_on, prepared.clean[pairs.prompts].id, asdict(pairs)]
-            data[name] = content_id([PAIRS_VERSION, made_from, seed])
+            data[name] = content_id([PAIRS, made_from, seed])
     descent = [parent.hands_on if parent else start, reward.hands_on if reward else None]
     identity = train.stage_id(stage, content_id(descent), data, objective, seed=seed)
     return StagePlan(
@@ -131,6 +130,7 @@ def _plan(
         seed=seed,
         id=identity,
         objective=objective,
+        start=start,
         parent=parent,
         reward=reward,
         soup=(),
@@ -152,6 +152,7 @@ def _plan_soup(stage: Stage, before: dict[str, StagePlan], seed: int) -> StagePl
         seed=seed,
         id=content_id(["soup", [sibling.hands_on for sibling in siblings]]),
         objective=siblings[0].objective if siblings[0].head == "score" else None,
+        start=siblings[0].start,
         parent=siblings[0],
         reward=None,
         soup=siblings,
