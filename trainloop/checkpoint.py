@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -93,6 +93,16 @@ def save(
             if ranks.main:
                 _write_manifest(work)
                 published.close()  # all is there: renamed now
+    return folder
+
+
+def publish_made(root: Path, checkpoint: Checkpoint, write: Callable[[Path], None]) -> Path:
+    """Publish a checkpoint whose model folder `write(folder)` makes: one without trainer's state."""
+    folder = folder_of(root, checkpoint.id)
+    with publish(folder) as work:
+        write(work)
+        write_json(work / "checkpoint.json", asdict(checkpoint))
+        _write_manifest(work)
     return folder
 
 

@@ -141,9 +141,7 @@ def _train_alone(path: Path, runs: Path, mirror: Path | None, seed: int | None) 
     with show_progress() as progress:
         prepared = _prepare(path, runs, mirror, progress)
         _say_done(prepared, _seed(prepared, seed))
-        run = run_stages(
-            prepared, seed=_seed(prepared, seed), progress=progress, say=click.echo
-        )
+        run = run_stages(prepared, seed=_seed(prepared, seed), progress=progress, say=click.echo)
     _say_data(prepared)
     _say_scores(prepared, run)
     return run.id

@@ -10,6 +10,7 @@ on from its newest good checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -313,17 +314,25 @@ def _references(
     from trainloop import reference
     from trainloop.live import Everywhere, frozen_policy
 
-    stage = plan.stage
+    stage, root = plan.stage, prepared.root
     start = output(prepared, plan.parent) if plan.parent else plan.start
-    asked = {"weights_id": start, "precision": stage.precision, "root": prepared.root}
-    known = ranks.share(reference.cached(tokens, **asked) if ranks.main else None)
+    cached = partial(reference.cached, weights_id=start, precision=stage.precision, root=root)
+    known = ranks.share(cached(tokens) if ranks.main else None)
     if known is not None:
         return dict(known)
     model = _language_model(prepared, plan, tokenizer)
     module = frozen_policy(model, ranks, stage.precision)
     logprobs = Everywhere(module, ranks, stage, "logprobs", {})
     return dict(
-        reference.reference(tokens, logprobs, **asked, ranks=ranks, progress=progress)
+        reference.reference(
+            tokens,
+            logprobs,
+            weights_id=start,
+            precision=stage.precision,
+            root=root,
+            ranks=ranks,
+            progress=progress,
+        )
     )
 
 
@@ -384,9 +393,7 @@ def finish_leftovers(
             if plan.objective.reference:
                 references = _references(prepared, plan, held_out, tokenizer, ranks, progress)
             module = Policy(model)
-            _measure(
-                prepared, plan, checkpoint, module, held_out, references, tokenizer, ranks
-            )
+            _measure(prepared, plan, checkpoint, module, held_out, references, tokenizer, ranks)
         scoring.score(prepared, plan, checkpoint, model, tokenizer, ranks, label, progress)
 
 
@@ -427,6 +434,4 @@ def make_soup(prepared: Prepared, plan: StagePlan, ranks: Ranks) -> None:
                 cpu_threads=prepared.recipe.cpu_threads,
                 ingredients=ingredients,
             )
-            checkpoints.publish_folder(
-                prepared.root, record, lambda work: soup(folders, work)
-            )
+            checkpoints.publish_made(prepared.root, record, lambda work: soup(folders, work))

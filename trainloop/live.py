@@ -21,8 +21,7 @@ from evalsuite.livemodel import modes_put_back
 from trainloop.data import Batch, micro_batches
 from trainloop.objectives import Floats, Live
 from trainloop.policy import Policy, tensors
-from trainloop.rollouts import cut_samples
-from trainloop.train import Leg, Models
+from trainloop.train import Leg, Models, cut_log
 
 if TYPE_CHECKING:
     from trainloop.ranks import Ranks
@@ -42,7 +41,7 @@ def rollouts(
     }
     samples = leg.root / "stages" / leg.id / "samples.jsonl"
     if ranks.main:
-        cut_samples(samples, leg.first)
+        cut_log(samples, leg.first)
     # A policy is asked as it is trained and as it wrote: at the same temperature.
     heat = {k: v for k, v in objective.forward(leg.options).items() if k == "temperature"}
     whole = None
@@ -118,7 +117,10 @@ class Everywhere:
         if not batch.tokens:
             return found
         places = {"place": np.arange(size, dtype=np.float64)}
-        marked = replace(batch, **{kind: places})
+        if self._what == "scores":
+            marked = replace(batch, of_sequence=places)
+        else:
+            marked = replace(batch, of_target=places)
         pieces = micro_batches(
             marked, rank=ranks.rank, ranks=ranks.count, tokens=self._stage.micro_tokens
         )

@@ -26,6 +26,7 @@ from trainloop.prepare import Prepared
 from trainloop.records import Checkpoint, Recipe, Stage
 from trainloop.schedules import rate
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagePlan:
     """A stage with its ids, all known before it is trained."""
@@ -62,7 +63,7 @@ class StagePlan:
     def rule(self) -> str | None:
         """The id of the rule by which it hands on its best checkpoint; None: its last one."""
         best = self.stage.best
-        return best and content_id([asdict(best), self.checkpoint_ids])
+        return None if best is None else content_id([asdict(best), self.checkpoint_ids])
 
     @property
     def hands_on(self) -> str:

@@ -415,7 +415,7 @@ def _check_budget(stage: Stage, where: str) -> None:
     elif stage.epochs is not None and stage.steps and stage.batch is None:
         raise UserError(f"{where}: give epochs or steps, not both")
     if stage.score_every is not None and not (
-        0 < stage.score_every and (stage.tokens is None or stage.score_every <= stage.tokens)
+        stage.score_every > 0 and (stage.tokens is None or stage.score_every <= stage.tokens)
     ):
         raise UserError(
             f"{where}: score_every is {stage.score_every:,}, but must lie between 1 and "

@@ -197,9 +197,7 @@ def _needed(plan: StagePlan) -> list[StagePlan]:
     return list({each.id: each for each in found}.values())
 
 
-def _check_begun(
-    prepared: Prepared, plan: StagePlan, variant: str | None, seed: int
-) -> None:
+def _check_begun(prepared: Prepared, plan: StagePlan, variant: str | None, seed: int) -> None:
     """UserError when the stage was begun on other data than there are now, and not finished.
 
     Other data make another stage, with ids of its own: without this look a killed run would
@@ -209,8 +207,8 @@ def _check_begun(
     key = content_id([recipe.name, variant, seed, plan.stage.name])
     path = prepared.root / "begun" / f"{key}.json"
     settings = content_id([asdict(plan.stage), plan.seed])
-    now = {"stage_id": plan.id, "settings": settings, "data": plan.data}
-    known = read_json(path) if path.is_file() else now
+    now: dict[str, Any] = {"stage_id": plan.id, "settings": settings, "data": plan.data}
+    known: dict[str, Any] = read_json(path) if path.is_file() else now
     if known["settings"] == settings and known["stage_id"] != plan.id:
         for source, data in known["data"].items():
             if plan.data.get(source, data) != data and not _ended(prepared, known["stage_id"]):

@@ -142,9 +142,7 @@ def score(
             if ranks.main:
                 if folder.is_dir():  # scores of another basis
                     retire(folder)
-                scorefiles.write_evaluation(
-                    folder, evaluation, checkpoint=checkpoint, basis=basis
-                )
+                scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint, basis=basis)
                 answers.unlink(missing_ok=True)
 
 

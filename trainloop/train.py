@@ -311,9 +311,7 @@ def _optimizer_step(
     return {"loss": loss, "grad_norm": norm} | row | means
 
 
-def _over_ranks(
-    part: Any, metrics: dict[str, Any], ranks: Ranks
-) -> tuple[float, dict[str, float]]:
+def _over_ranks(part: Any, metrics: dict[str, Any], ranks: Ranks) -> tuple[float, dict[str, float]]:
     """The loss and the metrics of the whole batch."""
     mine = (float(part), {name: pair.tolist() for name, pair in metrics.items()})
     sums: dict[str, list[float]] = {}
