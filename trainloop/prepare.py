@@ -56,6 +56,8 @@ class Prepared:
     """What became of each eval item: decon's items.jsonl, the hit ones only."""
     shards: dict[str, sources.Shards]
     clean: dict[str, Clean]
+    documents: dict[str, int]
+    """Documents that are left of each source."""
     model_folder: Path | None
     """The pretrained model's folder; None for a model from scratch."""
 
@@ -76,7 +78,8 @@ def prepare(
     """
     suites = _load_suites(recipe, base)
     for stage in recipe.stages:
-        load_objective(stage.objective)
+        if not stage.soup:
+            load_objective(stage.objective)
     policy = load_policy(_beside(base, recipe.policy))
     if recipe.sweep is not None:
         judge = list(suites.values())[recipe.suites.index(recipe.sweep.suite)]
@@ -87,7 +90,7 @@ def prepare(
             )
     folder = None
     if recipe.model.path is not None:
-        folder = hubdata.model_folder(recipe.model.path, base=base, mirror=mirror)
+        folder = _model_folder(recipe.model.path, base, root, mirror)
     for room in ("sources", "decon", "tokens", "tokenizers", "checkpoints"):
         remove_partials(root / room)
     shards = {
@@ -118,8 +121,23 @@ def prepare(
         items=[row for row in _rows_of(decon_folder / "items.jsonl") if row["sources"]],
         shards=shards,
         clean=clean,
+        documents={
+            name: source.read - source.removed for name, source in certificate.sources.items()
+        },
         model_folder=folder,
     )
+
+
+def _model_folder(path: str, base: Path, root: Path, mirror: Path | None) -> Path:
+    """The folder of a pretrained model; a GGUF file is unpacked into one."""
+    if not path.endswith(".gguf"):
+        return hubdata.model_folder(path, base=base, mirror=mirror)
+    file = base / Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"model: no GGUF file {file}; give its path from the recipe's folder")
+    from trainloop.model import unpacked
+
+    return unpacked(file, root)
 
 
 def _load_suites(recipe: Recipe, base: Path) -> dict[str, Suite]:
@@ -146,12 +164,14 @@ def deciding_suite(prepared: Prepared) -> Suite:
 
 
 def _used_sources(recipe: Recipe) -> list[str]:
-    used = {name for stage in recipe.stages for name in stage.mixture}
+    """The sources that have documents of their own: on-policy pairs are made from prompts."""
+    used = {name for stage in recipe.stages for name in (*stage.mixture, *stage.held_out)}
     if recipe.sweep:
         used |= {name for mixture in recipe.sweep.variants.values() for name in mixture}
     if recipe.model.tokenizer:
         used |= set(recipe.model.tokenizer.train_on)
-    return sorted(used)
+    written = {name: recipe.sources[name].pairs for name in used}
+    return sorted({pairs.prompts if pairs else name for name, pairs in written.items()})
 
 
 def _check_dropped(certificate: Certificate) -> None:
