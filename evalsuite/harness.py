@@ -16,8 +16,8 @@ is attempted and not scored, with its error. `bits_per_byte` is ours: bits of th
 its bytes, for every task that asks for loglikelihoods of one gold text.
 
 It cannot score tasks with pictures or sound, lm-eval's own tasks that run generated code (ours
-have a verifier with a sandbox), or primary metrics that are no mean over docs. It runs on one
-process: under a distributed launch one rank calls it.
+have a verifier with a sandbox), or primary metrics that are no mean over docs. Processes that were
+launched together share a suite's docs (shares.py) when each calls `score` with its rank.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -56,7 +56,7 @@ from evalsuite.checks import check_draws, check_metric, check_rows
 from evalsuite.docresults import Doc
 from evalsuite.errors import UserError, did_you_mean
 from evalsuite.files import canonical_json, content_id, sha256_file
-from evalsuite.journal import open_journal
+from evalsuite.journal import Journal, open_journal
 from evalsuite.livemodel import (
     load_model,
     modes_put_back,
@@ -65,10 +65,11 @@ from evalsuite.livemodel import (
 )
 from evalsuite.measure import ask, measure, requests_of
 from evalsuite.picks import picked
-from evalsuite.prepared import WRITTEN, Lazily, Prepared, one_line
-from evalsuite.progress import Progress, silent
+from evalsuite.prepared import WRITTEN, Asked, Lazily, Prepared, one_line
+from evalsuite.progress import Meter, Progress, silent
 from evalsuite.prompts import render, requests_of_doc, told_by_doc, unconditioned
 from evalsuite.records import Evaluation, Suite, Task, as_json
+from evalsuite.shares import Shares, alone
 from evalsuite.taskfiles import definition_hash, find_task
 
 
@@ -86,6 +87,8 @@ def score(
     model_id: str | None = None,
     allow_missing: bool = False,
     progress: Progress = silent,
+    ranks: tuple[int, int] = (0, 1),
+    gather: Callable[[Any], list[Any]] = alone,
 ) -> Evaluation:
     """Run every task of `suite` on `model`: a Score per metric and subset, a row per doc.
 
@@ -100,6 +103,10 @@ def score(
     missing is asked. Answers are kept under `model_id`, by default a hash of the model folder's
     files; a live model must bring its own. With `allow_missing` a task that cannot be set up is
     shown as missing, with the reason, instead of ending the run.
+
+    Under a distributed launch every rank calls with its (rank, number of ranks) and a `gather`
+    that hands each the values of all: each has its share of the docs answered by its own whole
+    model, rank 0 judges, and all get the same evaluation.
 
     Raises UserError before the first model call for an unknown task, metric or filter and for
     data that cannot be had; afterwards when every doc of a task fails with an exception.
@@ -132,24 +139,34 @@ def score(
             plan.append((capability, task, ready, picked(ready.rows, limit, strata=task.strata)))
         # the same weights in other digits, or on another device, may answer otherwise
         told = f"{name} {asker.kind}"
-        total = sum(requests_of(ready, places) for _, _, ready, places in plan if ready)
-        meter = _Meter(f"score {suite.name}", total, progress)
-        measured = []
-        with open_journal(journal) as book:
-            for capability, task, found, places in plan:
-                if found is None:
-                    measured.append(Measured.missing(capability, task))
-                    continue
-                asked = ask(found, places, asker, book, model=told, tick=meter.tick)
-                measured.append(measure(capability, found, asked))
+        team = Shares(*ranks, gather)
+        shares = [(ready, team.mine(places)) for _, _, ready, places in plan if ready]
+        total = sum(requests_of(ready, places) for ready, places in shares)
+        meter = Meter(f"score {suite.name}", total, progress)
+
+        def asked(ready: Prepared, places: list[int], book: Journal) -> Asked:
+            return ask(ready, places, asker, book, model=told, tick=meter.tick)
+
+        def judged(book: Journal) -> Evaluation:
+            measured = [
+                measure(capability, found, asked(found, places, book))
+                if found
+                else Measured.missing(capability, task)
+                for capability, task, found, places in plan
+            ]
+            return Evaluation(
+                suite=suite,
+                scores=all_scores(suite, measured, dirty),
+                items=[row for one in measured for row in one.rows],
+                missing=missing,
+                notes=[],
+            )
+
+        with open_journal(journal, rank=team.rank) as own:
+            book = team.pooled(own, lambda: [asked(*share, own) for share in shares])
+            evaluation = team.by_first(lambda: judged(book))
         meter.end()
-    return Evaluation(
-        suite=suite,
-        scores=all_scores(suite, measured, dirty),
-        items=[row for one in measured for row in one.rows],
-        missing=missing,
-        notes=asker.notes,
-    )
+    return dataclasses.replace(evaluation, notes=team.union(asker.notes))
 
 
 def docs(suite: Suite, *, mirror: Path | None = None) -> Iterator[Doc]:
@@ -574,22 +591,6 @@ def _model_id(name: str, mirror: Path | None) -> str:
     folder = hubdata.model_folder(name, base=Path(), mirror=mirror)
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return content_id({file.name: sha256_file(file) for file in files})
-
-
-class _Meter:
-    """Counts answers into one Progress over all tasks."""
-
-    def __init__(self, label: str, total: int, progress: Progress) -> None:
-        self.label, self.total, self.progress, self.done = label, total, progress, 0
-
-    def tick(self) -> None:
-        """One more answer is there; the last step is the judging's."""
-        self.done += 1
-        self.progress(self.label, min(self.done, self.total - 1), self.total)
-
-    def end(self) -> None:
-        """Everything is judged."""
-        self.progress(self.label, self.total, self.total)
 
 
 def main() -> None:

@@ -8,7 +8,8 @@
 A key is a hash of all that an answer depends on: the model, the task's definition, the doc, the
 prompt, the generation settings and the number of the sample. So a journal can serve neither
 another model's answer nor that of an older prompt, whatever file it is opened from. A line that a
-crash cut short is left off. What it cannot know: whether a server still runs the model it names.
+crash cut short is left off. Processes that score together (shares.py) write a file each and read
+all. What a journal cannot know: whether a server still runs the model it names.
 """
 
 from __future__ import annotations
@@ -66,23 +67,50 @@ class Journal:
             self._handle.write(line + "\n")
             self._handle.flush()
 
+    @property
+    def known(self) -> dict[str, Answer]:
+        """Every answer by its key."""
+        return self._known
+
     def __len__(self) -> int:
         return len(self._known)
 
 
 @contextmanager
-def open_journal(path: Path | None) -> Iterator[Journal]:
-    """The journal at `path`, with what is in it already; None keeps answers in memory only."""
+def open_journal(path: Path | None, *, rank: int = 0) -> Iterator[Journal]:
+    """The journal at `path`, with what is in it already; None keeps answers in memory only.
+
+    Of several processes that score together each writes a file of its own, `path` with ".rank"
+    at its end, and reads those of all, however many there were when they were written.
+    """
     if path is None:
         yield Journal({}, None, None)
         return
-    with full_disk_is_a_user_error(path):
+    mine = path if rank == 0 else path.with_name(f"{path.name}.{rank}")
+    with full_disk_is_a_user_error(mine):
         path.parent.mkdir(parents=True, exist_ok=True)
-        known, whole = _read(path)
-        handle = path.open("a", encoding="utf-8")
+        known: dict[str, Answer] = {}
+        for other in _files(path):
+            known |= _read(other)[0]
+        own, whole = _read(mine)
+        handle = mine.open("a", encoding="utf-8")
     with handle:
         handle.truncate(whole)
-        yield Journal(known, handle, path)
+        yield Journal(known | own, handle, mine)
+
+
+def remove_journal(path: Path) -> None:
+    """Delete the journal of an evaluation, all its files."""
+    for file in _files(path):
+        file.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[Path]:
+    """The journal's files that are there: that of rank 0, then the others'."""
+    start = path.name + "."
+    names = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
+    ranks = [name for name in names if name.startswith(start) and name[len(start) :].isdigit()]
+    return [path.with_name(name) for name in [*filter(path.name.__eq__, names), *sorted(ranks)]]
 
 
 def answer_key(

@@ -98,3 +98,19 @@ def _plain_lines(out: TextIO) -> Progress:
             print(f"{label}: {100 * done / total:.0f} %{eta}", file=out, flush=True)
 
     return progress
+
+
+class Meter:
+    """Counts answers into one Progress over all tasks."""
+
+    def __init__(self, label: str, total: int, progress: Progress) -> None:
+        self.label, self.total, self.progress, self.done = label, total, progress, 0
+
+    def tick(self) -> None:
+        """One more answer is there; the last step is the judging's."""
+        self.done += 1
+        self.progress(self.label, min(self.done, self.total - 1), self.total)
+
+    def end(self) -> None:
+        """Everything is judged."""
+        self.progress(self.label, self.total, self.total)
