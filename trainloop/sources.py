@@ -2,17 +2,18 @@
 
     facts: {microworld: facts, documents: 20000}   ->   runs/sources/<id>/part-00000.jsonl.zst
 
-Each row is {"id", "text"} or {"id", "messages"}. The id of the folder hashes the source's
-definition and the bytes it was made from, so a changed file is another source and an unchanged
-one is never read twice. Texts of more than `LONGEST` characters are cut at paragraph ends, so
-that a hit costs a passage and not a whole book; nothing is dropped by the cut.
+Each row is a text, a conversation, a pair or a prompt (trainloop/shapes.py), all rows of a source
+the same. The id of the folder hashes the source's definition and the bytes it was made from, so
+a changed file is another source and an unchanged one is never read twice. Long texts are cut at
+paragraph ends, so that a hit costs a passage and not a whole book; nothing is dropped by the
+cut. Pairs that cannot teach are left out, and counted by reason in the folder's source.json.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,12 +33,11 @@ from evalsuite.files import (
     write_json,
 )
 from evalsuite.progress import Progress, silent
+from trainloop import shapes
 from trainloop.records import Plant, Source
 
-LONGEST = 8_000
-"""Characters after which a text is cut at the next paragraph end."""
 SHARD_DOCUMENTS = 50_000
-FORMAT = 2
+FORMAT = 3
 """Raised when the same definition would give other shards."""
 
 
@@ -51,6 +51,8 @@ class Shards:
     files: tuple[Path, ...]
     documents: int
     planted: int
+    left_out: dict[str, int]
+    """Why rows are no documents -> how many."""
 
 
 def materialise(
@@ -80,6 +82,7 @@ def materialise(
         files=tuple(folder / file for file in about["files"]),
         documents=about["documents"],
         planted=about["planted"],
+        left_out=about["left_out"],
     )
 
 
@@ -94,7 +97,7 @@ def _origin(source: Source, base: Path, mirror: Path | None) -> Any:
         return [sha256_file(path) for path in _paths(source, base)]
     from evalsuite import hubdata
 
-    assert source.hub is not None
+    assert source.hub is not None, "on-policy pairs are written during the run"
     sets = [(source.hub, source.config, source.split)]
     if plant := source.plant:
         sets.append((plant.hub, plant.config, plant.split))
@@ -124,7 +127,8 @@ def _write_shards(
     import zstandard
 
     label = f"source {name}"
-    rows = _lines(name, source, base, mirror)
+    left_out: Counter[str] = Counter()
+    rows = _lines(name, source, base, mirror, left_out)
     files: list[str] = []
     count = 0
     while batch := list(islice(rows, SHARD_DOCUMENTS)):
@@ -136,7 +140,8 @@ def _write_shards(
         count += len(batch)
         progress(label, count, max(count + 1, source.documents or 0))
     if not count:
-        raise UserError(f"source {name!r} holds no document")
+        reasons = "; ".join(f"{number:,} rows: {why}" for why, number in left_out.items())
+        raise UserError(f"source {name!r} holds no document" + (reasons and f" ({reasons})"))
     progress(label, count, count)
     truth = _planted(source, mirror)
     with (work / "planted.jsonl").open("w", encoding="utf-8") as out_text:
@@ -149,12 +154,15 @@ def _write_shards(
             "files": files,
             "documents": count,
             "planted": len(truth),
+            "left_out": dict(sorted(left_out.items())),
         },
     )
 
 
-def _lines(name: str, source: Source, base: Path, mirror: Path | None) -> Iterator[bytes]:
-    """The canonical rows as lines of JSON."""
+def _lines(
+    name: str, source: Source, base: Path, mirror: Path | None, left_out: Counter[str]
+) -> Iterator[bytes]:
+    """The canonical rows as lines of JSON; counts in `left_out` what cannot be used."""
     if source.microworld:
         from evalsuite import microworld
 
@@ -175,9 +183,20 @@ def _lines(name: str, source: Source, base: Path, mirror: Path | None) -> Iterat
     for row in _plant_rows(source.plant, mirror):
         yield _line(f"source {name!r}: {row['id']}", row)
     rows = _file_rows(source, base) if source.files else _hub_rows(source, mirror)
+    kind: shapes.Kind | None = "text" if source.plant else None
     for number, (place, row) in enumerate(islice(rows, source.documents), 1):
-        for document in _shape(name, source, f"{name}-{number}", place, row):
-            yield _line(place, document)
+        try:
+            for document in shapes.documents(name, source, f"{name}-{number}", place, row):
+                found = shapes.kind_of(document)
+                kind = kind or found
+                if found != kind:
+                    raise UserError(
+                        f"{place}: source {name!r}: the row is a {found}, but a {kind} stands "
+                        "before it; make two sources of them"
+                    )
+                yield _line(place, document)
+        except shapes.Unusable as why:
+            left_out[str(why)] += 1
 
 
 def _line(place: str, row: dict[str, Any]) -> bytes:
@@ -206,7 +225,8 @@ def _plant_rows(plant: Plant | None, mirror: Path | None) -> Iterator[dict[str, 
 
     rows = hubdata.rows(plant.hub, plant.config, plant.split, mirror=mirror)
     for number, row in enumerate(rows[: plant.first]):
-        yield from _cut(f"planted-{number}", _fill(plant.template, row, f"plant {plant.hub}"))
+        text = shapes.fill(plant.template, row, f"plant {plant.hub}")
+        yield from shapes.cut(f"planted-{number}", text)
 
 
 def _planted(source: Source, mirror: Path | None) -> list[dict[str, Any]]:
@@ -287,94 +307,3 @@ def _hub_rows(source: Source, mirror: Path | None) -> Iterator[tuple[str, dict[s
 
 def _hub_name(*parts: str | None) -> str:
     return ":".join(filter(None, parts))
-
-
-def _shape(
-    name: str, source: Source, key: str, place: str, row: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """One row as documents of the canonical shape; `key` is the id of one that brings none."""
-    if source.prompt is not None and source.response is not None:
-        turns = [("user", source.prompt), ("assistant", source.response)]
-        messages = [{"role": r, "content": _fill(template, row, place)} for r, template in turns]
-        yield {"id": key, "messages": messages}
-    elif source.template is not None:
-        yield from _cut(key, _fill(source.template, row, place))
-    elif isinstance(row.get("messages"), list):
-        if not row["messages"]:
-            raise UserError(
-                f"{place}: source {name!r}: 'messages' is empty; remove the row, or give it a turn"
-            )
-        for message in row["messages"]:
-            _check_message(name, place, message)
-        yield {"id": str(row.get("id", key)), "messages": row["messages"]}
-    elif isinstance(row.get("text"), str):
-        yield from _cut(str(row.get("id", key)), row["text"])
-    else:
-        raise UserError(
-            f"{place}: source {name!r} needs a field 'text' or 'messages', but the row has "
-            f"{', '.join(map(repr, row))}; name the fields with template, or prompt and response"
-        )
-
-
-def _check_message(name: str, place: str, message: Any) -> None:
-    """UserError unless `message` is a role and a content, and no other key holds text.
-
-    A chat template could render such a text, which decontamination does not read.
-    """
-    if not isinstance(message, dict) or not all(
-        isinstance(message.get(part), str) for part in ("role", "content")
-    ):
-        raise UserError(
-            f"{place}: source {name!r}: each of 'messages' needs a text 'role' and a text "
-            f"'content', but one is {str(message)[:80]!r}"
-        )
-    for key, value in message.items():
-        if key not in ("role", "content") and _holds_text(value):
-            raise UserError(
-                f"{place}: source {name!r}: a message has text in {key!r} "
-                f"({str(value)[:40]!r}) beside role and content, where decontamination does not "
-                "look; remove the field from the file, or make the turns with prompt and response"
-            )
-
-
-def _holds_text(value: Any) -> bool:
-    """Whether a non-empty string stands in a JSON value, however deep."""
-    match value:
-        case str():
-            return value != ""
-        case dict():
-            return any(map(_holds_text, value.values()))
-        case list():
-            return any(map(_holds_text, value))
-    return False
-
-
-def _fill(template: str, row: Mapping[str, Any], place: str) -> str:
-    """`template` with each {field} replaced by the row's value."""
-
-    def value(match: re.Match[str]) -> str:
-        field = match.group(1)
-        if field not in row:
-            raise UserError(f"{place}: no field {field!r}{did_you_mean(field, row)}")
-        return str(row[field])
-
-    return re.sub(r"\{(\w+)\}", value, template)
-
-
-def _cut(key: str, text: str) -> Iterator[dict[str, Any]]:
-    """A text as pieces of about LONGEST characters that end at a blank line; blank texts vanish."""
-    if len(text) <= LONGEST:
-        if text.strip():
-            yield {"id": key, "text": text}
-        return
-    piece: list[str] = []
-    size = number = 0
-    for paragraph in re.split(r"(?<=\n)\s*\n", text):
-        if size + len(paragraph) > LONGEST and piece:
-            yield {"id": f"{key}#{number}", "text": "\n".join(piece)}
-            piece, size, number = [], 0, number + 1
-        if paragraph.strip():
-            piece.append(paragraph)
-            size += len(paragraph)
-    if piece:
-        yield {"id": f"{key}#{number}", "text": "\n".join(piece)}

@@ -127,7 +127,7 @@ def test_whole_files_of_each_kind_are_read(tmp_path):
     [{"text": "half \ud83d"}, {"id": "\ud83d", "text": "x"}, {"messages": [TURN | {"\ud83d": 1}]}],
 )
 def test_a_lone_surrogate_is_an_error_that_names_the_line(row, tmp_path):
-    write_rows(tmp_path, {"text": "whole \U0001f600"}, row)
+    write_rows(tmp_path, {"text": "x \U0001f600"} if "text" in row else {"messages": [TURN]}, row)
     line = refused(tmp_path)
     assert line.startswith(f"{tmp_path / 'a.jsonl'}:2: the row holds \\ud83d, half of a character")
     assert line.endswith("mend or remove the row")
@@ -195,3 +195,209 @@ def test_a_file_that_decides_nothing_leaves_the_start_as_it_is(file, tmp_path):
     before = weights_id(tmp_path)
     (tmp_path / file).write_text("one")
     assert weights_id(tmp_path) == before
+
+
+GOOD, BAD = ({"role": "assistant", "content": content} for content in ("four", "five"))
+PAIR = {"messages": [TURN], "chosen": "four", "rejected": "five"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+PUBLIC_PAIRS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "canonical": (PAIR, [TURN]),
+    "texts after a prompt": ({"prompt": TURN["content"]} | PAIR | {"messages": None}, [TURN]),
+    "tulu 3": (
+        {"source": "x", "chosen": [TURN, GOOD], "rejected": [TURN, BAD], "chosen_model": "m"},
+        [TURN],
+    ),
+    "ultrafeedback": (
+        {
+            "prompt": TURN["content"],
+            "messages": [TURN, GOOD],
+            "chosen": [SYSTEM, TURN, GOOD],
+            "rejected": [SYSTEM, TURN, BAD],
+        },
+        [SYSTEM, TURN],
+    ),
+    "answers after a list of turns": (
+        {"prompt": [SYSTEM, TURN], "chosen": [GOOD], "rejected": [BAD]},
+        [SYSTEM, TURN],
+    ),
+    "answers after a text": (
+        {"prompt": TURN["content"], "chosen": [GOOD], "rejected": [BAD]},
+        [TURN],
+    ),
+    "transcripts": (
+        {
+            "chosen": "\n\nHuman: two and two ?\n\nAssistant: four",
+            "rejected": "\n\nHuman: two and two ?\n\nAssistant: five",
+        },
+        [TURN],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PUBLIC_PAIRS)
+def test_pairs_of_each_public_form_have_one_shape(form, tmp_path):
+    row, asked = PUBLIC_PAIRS[form]
+    write_rows(tmp_path, row)
+    assert made(tmp_path) == [PAIR | {"id": "a-1", "messages": asked}]
+
+
+def test_real_pairs_of_hh_rlhf_are_read_and_what_cannot_teach_is_counted(shared, tmp_path):
+    path = shared / "data" / "hh_rlhf" / "harmless-base_test.jsonl.gz"
+    shards = sources.materialise(
+        "a", Source(files=[str(path)]), root=tmp_path / "runs", base=tmp_path, mirror=None
+    )
+    assert (shards.documents, shards.left_out) == (
+        2303,
+        {"an answer is empty": 4, "the answers part before their last turn": 5},
+    )
+    rows = [row for shard in shards.files for _, row in read_jsonl(shard)]
+    with gzip.open(path, "rt") as file:
+        first = json.loads(next(file))
+    turns = [f"{turn['role']}: {turn['content']}" for turn in rows[0]["messages"]]
+    told = "\n\n" + "\n\n".join([*turns, "assistant: " + rows[0]["rejected"]])
+    assert told.replace("user:", "Human:").replace("assistant:", "Assistant:") == first["rejected"]
+    assert {turn["role"] for row in rows for turn in row["messages"]} == {"user", "assistant"}
+
+
+UNUSABLE = {
+    "both answers are the same": {"chosen": [TURN, GOOD], "rejected": [TURN, GOOD]},
+    "an answer is empty": PAIR | {"rejected": " "},
+    "the answers part before their last turn": {
+        "chosen": [TURN, GOOD, TURN, GOOD],
+        "rejected": [TURN, BAD],
+    },
+    "the last turn is not the assistant's": {"chosen": [TURN, TURN], "rejected": [TURN, SYSTEM]},
+    "no user's turn stands before the answer": {"chosen": [GOOD], "rejected": [BAD]},
+    "the user's turn is empty": PAIR | {"messages": [TURN | {"content": ""}]},
+}
+
+
+@pytest.mark.parametrize("why", UNUSABLE)
+def test_a_pair_that_cannot_teach_is_left_out_and_counted(why, tmp_path):
+    write_rows(tmp_path, PAIR, UNUSABLE[why])
+    shards = sources.materialise(
+        "a", Source(files=["a.jsonl"]), root=tmp_path / "runs", base=tmp_path, mirror=None
+    )
+    assert (shards.documents, shards.left_out) == (1, {why: 1})
+
+
+def test_a_source_of_which_nothing_can_be_used_says_why(tmp_path):
+    write_rows(tmp_path, *[PAIR | {"rejected": "four"}] * 3)
+    line = refused(tmp_path)
+    assert "source 'a' holds no document (3 rows: both answers are the same)" in line
+
+
+def test_templates_make_pairs_and_prompts_of_any_fields(tmp_path):
+    write_rows(tmp_path, {"q": "two and two ?", "good": "four", "bad": "five", "n": 4})
+    pair = {"prompt": "{q}", "chosen": "{good}", "rejected": "{bad}"}
+    assert made(tmp_path, **pair) == [PAIR | {"id": "a-1"}]
+    [prompt] = made(tmp_path, prompt="{q}", answer="{n}", verifier="gsm8k")
+    assert prompt == {
+        "id": "a-1",
+        "messages": [TURN],
+        "answer": "4",
+        "verifier": "gsm8k",
+        "doc": {"q": "two and two ?", "good": "four", "bad": "five", "n": 4},
+    }
+
+
+IFEVAL = {
+    "prompt": "two and two ?",
+    "instruction_id_list": ["punctuation:no_comma"],
+    "kwargs": [{}],
+}
+PROMPTS: dict[str, tuple[str, dict[str, Any], str | list[str], dict[str, Any]]] = {
+    "gsm8k": ("gsm8k", {"prompt": "two and two ?", "answer": "so 4 #### 4"}, "so 4 #### 4", {}),
+    "a number": ("gsm8k", {"messages": [TURN], "answer": 4}, "4", {}),
+    "ground truth": ("gsm8k", {"messages": [TURN], "ground_truth": "4"}, "4", {}),
+    "several answers": ("match", {"messages": [TURN], "answer": ["4", "four"]}, ["4", "four"], {}),
+    "math": ("mathematics", {"messages": [TURN], "answer": r"\boxed{4}"}, r"\boxed{4}", {}),
+    "instructions": ("ifeval", IFEVAL, "", IFEVAL),
+    "tests": (
+        "programs",
+        {"messages": [TURN], "doc": {"tests": "assert two() == 2"}},
+        "",
+        {"tests": "assert two() == 2"},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PROMPTS)
+def test_prompts_carry_what_their_verifier_judges_by(form, tmp_path):
+    verifier, row, answer, doc = PROMPTS[form]
+    write_rows(tmp_path, row, row | {"id": "mine", "verifier": verifier})
+    first, second = made(tmp_path, verifier=verifier)
+    assert first["messages"] == [TURN]
+    assert (first["answer"], first["verifier"]) == (answer, verifier)
+    assert doc.items() <= first["doc"].items()
+    assert second == first | {"id": "mine"}
+    write_rows(tmp_path, row | {"id": "mine", "verifier": verifier})
+    assert made(tmp_path) == [second]
+
+
+WRONG_ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no prompt": ({"chosen": "a", "rejected": "b"}, {}, "texts without a 'prompt' or 'messages'"),
+    "a list and a text": (
+        {"chosen": [TURN, GOOD], "rejected": "b"},
+        {},
+        "'chosen' is a list and 'rejected' a str",
+    ),
+    "no content": ({"chosen": [TURN, {"role": "x"}], "rejected": []}, {}, "each of 'chosen' needs"),
+    "hidden text": (
+        {"chosen": [TURN, GOOD | {"thinking": "hm"}], "rejected": [TURN, BAD]},
+        {},
+        "a message has text in 'thinking'",
+    ),
+    "no gold number": (
+        {"prompt": "a ?", "answer": "many"},
+        {"verifier": "gsm8k"},
+        "cannot judge by this row: ValueError: the gold answer 'many' is no number",
+    ),
+    "no instructions": (
+        {"prompt": "a ?", "instructions": []},
+        {"verifier": "ifeval"},
+        "verifier 'ifeval' reads 'instruction_id_list' of a row's 'doc', which has",
+    ),
+    "an unknown verifier": (
+        {"prompt": "a ?", "answer": "4"},
+        {"verifier": "gsm9k"},
+        "verifier 'gsm9k' is not there; did you mean 'gsm8k'?",
+    ),
+    "an answer that is a dict": (
+        {"prompt": "a ?", "answer": {"value": 4}},
+        {"verifier": "gsm8k"},
+        "'answer' is \"{'value': 4}\", but must be a text, a number or a list of texts",
+    ),
+    "an answer without a prompt": (
+        {"question": "a ?", "answer": "4"},
+        {"verifier": "gsm8k"},
+        "needs 'messages' or 'prompt', but has 'question', 'answer'",
+    ),
+    "null in a template": (
+        {"q": None, "a": "4"},
+        {"prompt": "{q}", "answer": "{a}", "verifier": "gsm8k"},
+        "field 'q' is null, but a template takes texts and numbers",
+    ),
+    "messages in a template": (
+        {"q": [TURN], "a": "4"},
+        {"prompt": "{q}", "response": "{a}"},
+        "field 'q' is a list, but a template takes texts and numbers",
+    ),
+    "nothing known": ({"body": "a"}, {}, "'chosen' and 'rejected', or a verifier, but the row has"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ROWS)
+def test_a_wrong_row_is_one_line_that_names_it(wrong, tmp_path):
+    row, keys, words = WRONG_ROWS[wrong]
+    write_rows(tmp_path, row)
+    line = refused(tmp_path, **keys)
+    assert line.startswith(f"{tmp_path / 'a.jsonl'}:1: ")
+    assert words in line
+
+
+def test_a_source_holds_documents_of_one_shape(tmp_path):
+    write_rows(tmp_path, {"text": "one"}, {"text": "two"}, PAIR)
+    line = refused(tmp_path)
+    assert f"{tmp_path / 'a.jsonl'}:3: source 'a': the row is a pair, but a text stands" in line
