@@ -14,7 +14,8 @@ a row is a shard of no documents.
 
 A document's text is every known field that its row has, joined by a blank line; or the fields
 that were asked for. Of a message every string counts but its role: thinking and tool calls too,
-after all contents.
+after all contents. So do all strings, however deep, in the `doc` that a prompt for reinforcement
+learning carries for its verifier (tests, instructions, a worked answer).
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from evalsuite.files import COMPRESSIONS, damage_errors, decompressed
 
 KNOWN_FIELDS = (
     "text", "messages", "conversations", "prompt", "completion", "instruction", "input", "output",
-    "response", "question", "answer", "chosen", "rejected",
+    "response", "question", "answer", "chosen", "rejected", "doc",
 )  # fmt: skip
 """Read from each row, in this order, when no field is named."""
 
-READING = 1
+READING = 2
 """Version of how documents are read from rows; a certificate's id follows it."""
 
 Moved = Callable[[int], None]
@@ -287,7 +288,9 @@ def _document(shard: Shard, number: int, row: dict[str, Any]) -> Document | Malf
             continue
         if isinstance(value, columnar.NotUtf8):
             return _malformed(shard, number, f"field {field!r} holds text that is not UTF-8")[0]
-        if not _collect(value, texts, beside):
+        if field == "doc" and not shard.fields and not isinstance(value, str):
+            beside.extend(_strings(value))
+        elif not _collect(value, texts, beside):
             return _malformed(
                 shard,
                 number,

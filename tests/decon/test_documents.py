@@ -50,6 +50,20 @@ def test_parquet_rows_and_text_files_are_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "text"),
     [
+        ({"doc": {"tests": ["b", {"c": "d", "n": 1}], "right": True}, "text": "a"}, "a\n\nb\n\nd"),
+        ({"doc": 17, "text": "a"}, "a"),
+        ({"doc": "b", "text": "a"}, "a\n\nb"),
+        (
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "chosen": [{"role": "assistant", "content": "b"}],
+                "rejected": "c",
+                "answer": ["d", "e"],
+                "verifier": "match",
+                "doc": {"worked": "f"},
+            },
+            "a\n\nd\n\ne\n\nb\n\nc\n\nf",
+        ),
         ({"text": "a", "source": "x"}, "a"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "x", "content": "b"}]}, "a\n\nb"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "a"),
