@@ -160,7 +160,7 @@ class Ranks:
         Returns the norm before.
         """
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm)
-        return float(_full(norm))
+        return float(full(norm))
 
     def whole(self, module: Module, *, everywhere: bool = False) -> dict[str, Tensor]:
         """The bare module's state with whole tensors on the CPU: on rank 0, else empty.
@@ -171,7 +171,7 @@ class Ranks:
         done: dict[int, Tensor | None] = {}
         for name, value in self.bare(module).state_dict(keep_vars=True).items():
             if id(value) not in done:  # tied weights stay tied
-                full = _full(value.detach())
+                full = full(value.detach())
                 done[id(value)] = full.cpu() if self.main or everywhere else None
             kept = done[id(value)]
             if kept is not None:
@@ -194,7 +194,7 @@ class Ranks:
             like.eval()
         # Buffers too: some are in no state dict.
         for name, value in [*live.named_parameters(), *live.named_buffers()]:
-            _put(like, name, _full(value.detach()))
+            _put(like, name, full(value.detach()))
         like.tie_weights()
         return like
 
@@ -341,7 +341,8 @@ def _shard(policy: Module, precision: str, ranks: Ranks) -> None:
         assert parameter.device_mesh.size() == ranks.count > 1, name
 
 
-def _full(value: Tensor) -> Tensor:
+def full(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; then all ranks must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

@@ -1,62 +1,218 @@
-"""Gradients of a batch over however many processes run this; for test_distributed.py.
+"""A policy of some thousand weights, and what one or several ranks do with it; for ranked.together.
 
-RANK=0 WORLD_SIZE=2 ... python -m tests.trainloop.gradients RECIPE RUNS OUT.json
+gradients("alone", [None])                        in this process
+together(gradients, "fsdp", [None, 20], ranks=2)  in two
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evalsuite.files import write_json
-from tests.trainloop import minirun
-from trainloop import data, train
-from trainloop import model as models
-from trainloop.objectives import load_objective
-from trainloop.run import plan_stages
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForSequenceClassification as Scorer
 
-ROWS = 3
-"""Of the batch's four: an odd number cannot be shared out evenly."""
+from evalsuite.livemodel import random_state_put_back
+from trainloop import checkpoint as checkpoints
+from trainloop import ranks as joining
+from trainloop import train
+from trainloop.data import Batch, Tree, batch_of, micro_batches
+from trainloop.objectives import NoOptions, load_objective
+from trainloop.policy import Policy, tensors
+from trainloop.ranks import Ranks
+from trainloop.records import Checkpoint, Stage
+
+VOCABULARY = 61
 
 
-def gradients(recipe: Path, root: Path) -> dict[str, Any]:
-    """Losses and float64 gradients of two batches of a finished mini run's first stage."""
-    prepared = minirun.ready(recipe, root)
-    plan = plan_stages(prepared, variant=None, seed=0)[0]
-    tokenizer = models.load_tokenizer(next((root / "tokenizers").iterdir()), None)
+@contextmanager
+def joined(kind: str) -> Iterator[Ranks]:
+    """The ranks of this launch, or this process alone."""
+    try:
+        yield joining.join("ddp" if kind == "alone" else kind)
+    finally:
+        joining.leave()
+
+
+def config(*, tied: bool = True) -> LlamaConfig:
+    """Of a model of two layers; 61 tokens, so that no matrix can be halved evenly."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=18,
+        intermediate_size=30,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        num_labels=1,
+        pad_token_id=0,
+    )
+
+
+def fresh_policy(*, tied: bool = True, critic: bool = False, double: bool = True) -> Policy:
+    """The same weights each time."""
+    with random_state_put_back():
+        torch.manual_seed(7)
+        model = LlamaForCausalLM._from_config(config(tied=tied), attn_implementation="sdpa")
+        value = Scorer._from_config(config(), attn_implementation="sdpa") if critic else None
+        policy = Policy(model, value)
+    return policy.double() if double else policy
+
+
+def batch(step: int) -> Batch:
+    """Seven documents of many lengths, one with a prompt and two branches."""
+    rng = np.random.default_rng(step)
+
+    def ids(length: int) -> list[int]:
+        return rng.integers(1, VOCABULARY, length).tolist()
+
+    plain = [ids(length) for length in (3, 11, 2, 17, 5, 8)]
+    trees = [Tree((), (one,), ([False] + [True] * (len(one) - 1),)) for one in plain]
+    forked = Tree(ids(6), (ids(4), ids(7)), ([True] * 4, [False, *[True] * 6]))
+    return batch_of([*trees, forked])
+
+
+def gradients(
+    kind: str, splits: Sequence[int | None], tied: bool, precision: str = "float32"
+) -> list[dict[str, Any]]:
+    """Loss, gradient norm and whole gradients of a batch, for each split into micro-batches."""
     objective = load_objective("next_token")
-    tokens = {
-        name: data.tokenise(
-            name,
-            prepared.clean[name].files,
-            tokenizer,
-            "gradients",
-            objective,
-            minirun.LENGTH,
-            root=root,
-            data_id=prepared.clean[name].id,
-        )
-        for name in plan.stage.mixture
-    }
-    batches = data.plan_batches(tokens, plan.stage, objective, seed=plan.seed)
-    accelerator = train.make_accelerator()
-    model = models.fresh_model(prepared.recipe.model, tokenizer, seed=0).double()
-    ready = accelerator.prepare(model)
-    found: dict[str, Any] = {"ranks": accelerator.num_processes, "loss": [], "gradients": []}
-    for step in range(2):
-        whole = batches.batch(step)
-        batch = data.Batch(*(getattr(whole, name)[:ROWS] for name in data.Batch.__slots__))
-        part = train.backward_step(ready, batch, objective, accelerator, micro_batch=1)
-        found["loss"].append(float(accelerator.reduce(part, "sum")))
-        found["gradients"].append([p.grad.ravel().tolist() for p in model.parameters()])
-        ready.zero_grad()
-    found["main"] = accelerator.is_main_process
-    accelerator.end_training()
+    found = []
+    with joined(kind) as ranks:
+        double = precision == "float32"
+        module = ranks.wrap(fresh_policy(tied=tied, double=double), precision=precision)
+        for split in splits:
+            part, _ = train.backward_step(
+                module, batch(0), objective, NoOptions(), ranks,
+                micro_tokens=split, precision=precision,
+            )  # fmt: skip
+            whole = {
+                name: joining.full(parameter.grad).double().numpy().copy()
+                for name, parameter in ranks.bare(module).named_parameters()
+            }
+            norm = ranks.clip(module, 0.5)
+            module.zero_grad()
+            found.append(
+                {
+                    "ranks": (ranks.rank, ranks.count, ranks.kind),
+                    "loss": float(ranks.sum(part.double())),
+                    "norm": norm,
+                    "gradients": whole,
+                }
+            )
     return found
 
 
-if __name__ == "__main__":
-    result = gradients(Path(sys.argv[1]), Path(sys.argv[2]))
-    if result.pop("main"):
-        write_json(Path(sys.argv[3]), result)
+def critic_gradients(kind: str) -> dict[str, Any]:
+    """Whole gradients of a policy with a critic, whose values join the loss."""
+    with joined(kind) as ranks:
+        module = ranks.wrap(fresh_policy(critic=True))
+        pieces = micro_batches(batch(1), rank=ranks.rank, ranks=ranks.count, tokens=9)
+        for number, piece in enumerate(pieces):
+            with ranks.no_sync(module, last=number == len(pieces) - 1):
+                out = module(tensors(piece, ranks.device), values=True)
+                scale = 0.0 if piece.padding else 1.0
+                (scale * (out.values.square().sum() - out.logprobs.sum())).backward()
+        return {
+            name: joining.full(parameter.grad).numpy()
+            for name, parameter in ranks.bare(module).named_parameters()
+        }
+
+
+# --- steps, checkpoints ------------------------------------------------------------------------
+
+
+def stage() -> Stage:
+    """Any stage: only its optimizer's settings matter here."""
+    return Stage(
+        name="s",
+        objective="next_token",
+        mixture={"a": 1.0},
+        tokens=64,
+        sequence_length=32,
+        batch_tokens=32,
+        learning_rate=1e-2,
+    )
+
+
+def record(name: str, step: int) -> Checkpoint:
+    """A checkpoint's record, as far as it matters here."""
+    return Checkpoint(
+        id=name,
+        parent=None,
+        stage="s",
+        stage_id="stage",
+        objective="next_token",
+        step=step,
+        tokens=0,
+        total_tokens=0,
+        final=False,
+        seed=0,
+        mixture={"a": 1.0},
+        certificate=None,
+        flops=0.0,
+        parameters=1,
+        cpu_threads=1,
+        precision="float32",
+        ranks=1,
+    )
+
+
+class Words:
+    """Stands for a tokenizer: what a checkpoint saves of it."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A file of its own."""
+        (Path(folder) / "tokenizer_config.json").write_text('{"model_max_length": 64}\n')
+
+
+def steps(
+    kind: str,
+    first: int,
+    last: int,
+    *,
+    root: Path,
+    start: str | None = None,
+    save: str | None = None,
+    critic: bool = False,
+) -> dict[str, Any]:
+    """Optimizer steps `first` to `last`, from and to a checkpoint; weights and metrics at the end.
+
+    Weights are those of rank 0, whole; other ranks give none.
+    """
+    objective = load_objective("next_token")
+    with joined(kind) as ranks:
+        policy = fresh_policy(critic=critic)
+        if start is not None:
+            folder = checkpoints.folder_of(root, start)
+            checkpoints.verify(folder)
+            policy = loaded(folder, critic=critic)
+        module = ranks.wrap(policy)
+        optimizer = train.make_optimizer(module, stage())
+        if start is not None:
+            checkpoints.restore(folder, module, optimizer, ranks)
+        norms = []
+        for step in range(first, last):
+            train.backward_step(module, batch(step), objective, NoOptions(), ranks, micro_tokens=25)
+            norms.append(ranks.clip(module, 0.5))
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2
+            optimizer.step()
+            optimizer.zero_grad()
+        if save is not None:
+            checkpoints.save(root, record(save, last), module, Words(), optimizer, ranks)
+        weights = {name: value.numpy() for name, value in ranks.whole(module).items()}
+        return {"norms": norms, "weights": weights}
+
+
+def loaded(folder: Path, *, critic: bool = False) -> Policy:
+    """The policy of a checkpoint's folder, as any Hugging Face tool reads it."""
+    options = {"dtype": torch.float64, "attn_implementation": "sdpa", "use_safetensors": True}
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    value = Scorer.from_pretrained(folder / checkpoints.CRITIC, **options) if critic else None
+    return Policy(model, value)
