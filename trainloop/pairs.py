@@ -19,28 +19,32 @@ what it lets through.
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalsuite import verifiers
 from evalsuite.errors import UserError
 from evalsuite.files import canonical_json, content_id, publish, read_json, write_json
 from evalsuite.progress import Progress, silent
 from trainloop.objectives.next_token import render
 from trainloop.records import OnPolicyPairs
+from trainloop.rewards import check_able, judge
+from trainloop.rollouts import Rollout, answer_seed, sample
 
 if TYPE_CHECKING:
-    from evalsuite.generation import Generated
     from trainloop.ranks import Ranks
 
 FORMAT = 1
 """Raised when the same model and prompts would give other pairs."""
 ROWS = 64
 """Answers that are written at a time."""
+TOGETHER = 256
+"""Prompts that are answered, then judged, before the next ones."""
 
 
 def pairs_id(
@@ -88,16 +92,41 @@ def make(
     known = ranks.share(made(root, pairs_id) if ranks.main else None)
     if known is not None:
         return known
-    mine = range(ranks.rank, len(prompts), ranks.count)
-    with ranks.together():
-        rows, told = _pairs(
-            model, tokenizer, {n: prompts[n] for n in mine}, settings, seed, progress
+    _check(prompts, ranks)
+    told = dict.fromkeys(COUNTS, 0) | {"prompts": len(prompts)}
+    asked = _asked(model, tokenizer, prompts, settings)
+    told["too_long"] = len(prompts) - len(asked)
+    rows: list[dict[str, Any]] = []
+    workers = max(1, len(os.sched_getaffinity(0)) // ranks.count)
+    label = f"pairs on {settings.prompts}"
+    for start in range(0, len(asked), TOGETHER):
+        progress(label, start, len(asked))
+        chunk = asked[start : start + TOGETHER]
+        written = sample(
+            model,
+            tokenizer,
+            [ids for _, ids in chunk],
+            samples=settings.samples,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            seed=answer_seed(seed, start),
+            rows=ROWS,
+            ranks=ranks,
         )
-    parts = ranks.gather((rows, told))
-    every = {number: row for rows, _ in parts for number, row in rows.items()}
-    total = {name: sum(told[name] for _, told in parts) for name in COUNTS}
-    if not every:
-        said = ", ".join(f"{name} {count:,}" for name, count in total.items() if count)
+        every = zip(chunk, written, strict=True)
+        mine = [(row, ids, answers) for (row, ids), answers in every][ranks.rank :: ranks.count]
+        with ranks.together():
+            made_here = _chosen(tokenizer, mine, seed, workers)
+        parts = ranks.gather(made_here)
+        # Rank r had the chunk's prompts r, r + count, ...: take turns.
+        turns = chain.from_iterable(zip_longest(*(part for part, _ in parts)))
+        rows += [row for row in turns if row]
+        for _, counted in parts:
+            for name, count in counted.items():
+                told[name] += count
+    progress(label, len(asked), len(asked))
+    if not rows:
+        said = ", ".join(f"{name} {count:,}" for name, count in told.items() if count)
         raise UserError(
             f"no prompt of source {settings.prompts!r} made a pair ({said}): give prompts that "
             "the model solves now and then, more samples, or a higher max_new_tokens"
@@ -106,9 +135,9 @@ def make(
     with ranks.together():
         if ranks.main:
             with publish(folder) as work:
-                lines = [canonical_json(every[number]) + "\n" for number in sorted(every)]
+                lines = [canonical_json(row) + "\n" for row in rows]
                 (work / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
-                write_json(work / "pairs.json", total)
+                write_json(work / "pairs.json", told)
     return folder / "pairs.jsonl"
 
 
@@ -125,146 +154,91 @@ COUNTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """An answer that may be part of a pair."""
-
-    text: str
-    right: bool
-    respelled: bool
-
-
-def _pairs(
-    model: Any,
-    tokenizer: Any,
-    prompts: Mapping[int, Mapping[str, Any]],
-    settings: OnPolicyPairs,
-    seed: int,
-    progress: Progress,
-) -> tuple[dict[int, dict[str, Any]], Counter[str]]:
-    """The pairs of these prompts by number, and the counts."""
-    for row in prompts.values():
-        if not row.get("verifier") or not row.get("messages"):
-            raise UserError(
-                f"document {row.get('id')!r} is no prompt with a verifier; on-policy pairs need a "
-                "source with prompt, answer and verifier"
-            )
-    for name in sorted({row["verifier"] for row in prompts.values()}):
-        verifiers.check_able(name)
-    told: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
-    told["prompts"] = len(prompts)
-    rows: dict[int, dict[str, Any]] = {}
-    written = _written(model, tokenizer, prompts, settings, seed, told, progress)
-    for number, answers in _judged(tokenizer, prompts, written, told).items():
-        row = prompts[number]
-        right = [answer for answer in answers if answer.right]
-        wrong = [answer for answer in answers if not answer.right]
-        if not right or not wrong:
-            told["all_right" if right else "all_wrong" if wrong else "none_judged"] += 1
-            continue
-        draws = random.Random(f"{seed}:{row['id']}")
-        chosen, rejected = draws.choice(right), draws.choice(wrong)
-        told["pairs"] += 1
-        told["respelled"] += chosen.respelled + rejected.respelled
-        rows[number] = {
-            "id": str(row["id"]),
-            "messages": list(row["messages"]),
-            "chosen": chosen.text,
-            "rejected": rejected.text,
-        }
-    return rows, told
+def _check(prompts: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:
+    """UserError, on all ranks, for rows that are no prompts and verifiers that cannot judge."""
+    with ranks.together():
+        for row in prompts:
+            if not row.get("messages"):
+                raise UserError(
+                    f"document {row.get('id')!r} is no prompt with a verifier; on-policy pairs "
+                    "need a source with prompt, answer and verifier"
+                )
+        check_able(prompts)
 
 
-def _written(
-    model: Any,
-    tokenizer: Any,
-    prompts: Mapping[int, Mapping[str, Any]],
-    settings: OnPolicyPairs,
-    seed: int,
-    told: Counter[str],
-    progress: Progress,
-) -> dict[int, list[Generated]]:
-    """Answers of each prompt that fits the model's context, in the order of their samples."""
-    from evalsuite.generation import Prompt, context_length, generate
+def _asked(
+    model: Any, tokenizer: Any, prompts: Sequence[Mapping[str, Any]], settings: OnPolicyPairs
+) -> list[tuple[Mapping[str, Any], list[int]]]:
+    """Rows and their prompts' tokens, of those that fit the model's context with an answer."""
+    from evalsuite.generation import context_length
 
     room = context_length(model)
-    asked: dict[int, Prompt] = {}
-    for number, row in prompts.items():
+    found = []
+    for row in prompts:
         text = render(tokenizer, list(row["messages"]), add_generation_prompt=True)
-        ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        if room is not None and len(ids) + settings.max_new_tokens > room:
-            told["too_long"] += 1
-            continue
-        asked[number] = Prompt(
-            ids=ids,
-            max_new_tokens=settings.max_new_tokens,
-            samples=settings.samples,
-            temperature=settings.temperature,
-            seed=seed,
-        )
-    numbers = list(asked)
-    found: dict[int, dict[int, Generated]] = {number: {} for number in numbers}
-    total = len(numbers) * settings.samples
-    answers = generate(model, tokenizer, list(asked.values()), rows=ROWS)
-    for done, (place, sample, answer) in enumerate(answers, 1):
-        found[numbers[place]][sample] = answer
-        progress(f"answers for pairs of {settings.prompts}", done, total)
-    return {number: [each[key] for key in sorted(each)] for number, each in found.items()}
-
-
-def _judged(
-    tokenizer: Any,
-    prompts: Mapping[int, Mapping[str, Any]],
-    written: Mapping[int, Sequence[Generated]],
-    told: Counter[str],
-) -> dict[int, list[_Judged]]:
-    """The answers that ended and could be judged; `told` counts the others."""
-    found: dict[int, list[_Judged]] = {number: [] for number in written}
-    for name in sorted({prompts[number]["verifier"] for number in written}):
-        asked = list(_ended(name, prompts, written, told))
-        answers = [
-            verifiers.Answer(
-                text=answer.text,
-                gold=prompts[number].get("answer") or "",
-                doc=prompts[number].get("doc") or {},
-            )
-            for number, answer in asked
-        ]
-        for (number, answer), verdict in zip(asked, verifiers.verify(name, answers), strict=True):
-            if verdict.score is None:
-                told["unjudged"] += 1
-                continue
-            text = answer.text.strip()
-            other = _respelled(tokenizer, prompts[number]["messages"], text, answer.ids)
-            found[number].append(_Judged(text, verdict.score >= 1.0, other))
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if room is None or len(ids) + settings.max_new_tokens <= room:
+            found.append((row, ids))
     return found
 
 
-def _ended(
-    verifier: str,
-    prompts: Mapping[int, Mapping[str, Any]],
-    written: Mapping[int, Sequence[Generated]],
-    told: Counter[str],
-) -> Iterator[tuple[int, Generated]]:
-    for number, answers in written.items():
-        if prompts[number]["verifier"] != verifier:
-            continue
+_Written = tuple[Mapping[str, Any], Sequence[int], Sequence[Rollout]]
+"""A prompt's row, its tokens, and the answers to it."""
+
+
+def _chosen(
+    tokenizer: Any, written: Sequence[_Written], seed: int, workers: int
+) -> tuple[list[dict[str, Any] | None], Counter[str]]:
+    """Per prompt its pair, or None; and what is to be counted."""
+    counted: Counter[str] = Counter()
+    ended = []
+    for place, (_, _, answers) in enumerate(written):
         for answer in answers:
-            if answer.ended == "error":
-                told["unjudged"] += 1
-            elif answer.ended == "length":
-                told["unfinished"] += 1
+            if answer.error is None and not answer.ended:
+                counted["unfinished"] += 1
+            elif answer.error is None:
+                ended.append((place, answer))
             else:
-                yield number, answer
+                counted["unjudged"] += 1
+    verdicts = judge(
+        [written[place][0] for place, _ in ended],
+        [answer.text for _, answer in ended],
+        workers=workers,
+    )
+    right: list[list[Rollout]] = [[] for _ in written]
+    wrong: list[list[Rollout]] = [[] for _ in written]
+    for (place, answer), (reward, _) in zip(ended, verdicts, strict=True):
+        if reward is None:
+            counted["unjudged"] += 1
+        else:
+            (right if reward >= 1 else wrong)[place].append(answer)
+    made: list[dict[str, Any] | None] = []
+    for (row, ids, _), good, bad in zip(written, right, wrong, strict=True):
+        if not good or not bad:
+            counted["all_right" if good else "all_wrong" if bad else "none_judged"] += 1
+            made.append(None)
+            continue
+        draws = random.Random(f"{seed}:{row['id']}")
+        both = draws.choice(good), draws.choice(bad)
+        counted["pairs"] += 1
+        counted["respelled"] += sum(_respelled(tokenizer, row, ids, answer) for answer in both)
+        made.append(
+            {
+                "id": str(row["id"]),
+                "messages": list(row["messages"]),
+                "chosen": both[0].text.strip(),
+                "rejected": both[1].text.strip(),
+            }
+        )
+    return made, counted
 
 
 def _respelled(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], text: str, ids: Sequence[int]
+    tokenizer: Any, row: Mapping[str, Any], prompt: Sequence[int], answer: Rollout
 ) -> bool:
-    """Whether the answer, rendered and encoded anew, does not begin with the tokens written."""
-    prompt = render(tokenizer, list(messages), add_generation_prompt=True)
-    whole = render(tokenizer, [*messages, {"role": "assistant", "content": text}])
-    if not whole.startswith(prompt):
-        return True
-    anew = tokenizer(whole[len(prompt) :], add_special_tokens=False, verbose=False)["input_ids"]
-    return list(anew[: len(ids)]) != list(ids)
+    """Whether the conversation, rendered and encoded whole, begins with other tokens."""
+    turns = [*row["messages"], {"role": "assistant", "content": answer.text.strip()}]
+    text = render(tokenizer, turns)
+    anew = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    wrote = [*prompt, *answer.ids]
+    return list(anew[: len(wrote)]) != wrote

@@ -19,11 +19,9 @@ What it cannot do: more than two answers per prompt, or a strength of preference
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evalsuite.errors import UserError
 from trainloop.data import Tree
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 
     from trainloop.data import Batch
     from trainloop.policy import Tensors
-
-Floats = npt.NDArray[np.floating[Any]]
 
 
 # --- rows to trees ------------------------------------------------------------------------------
@@ -153,14 +149,10 @@ def comparable(batch: Tensors) -> Tensor:
 
 def total(batch: Batch, options: Any) -> float:
     """The pairs of the batch that count: what their summed loss is divided by; 1 if none does."""
-    return float(max(1, int(_comparable(batch).sum())))
-
-
-def _comparable(batch: Batch) -> npt.NDArray[np.bool_]:
     pairs = np.arange(batch.sequences) // 2
     assert np.array_equal(batch.document, pairs), "each document has two branches"
     counts = np.bincount(batch.sequence, minlength=batch.sequences)
-    return np.minimum(counts[0::2], counts[1::2]) > 0
+    return float(max(1, int((np.minimum(counts[0::2], counts[1::2]) > 0).sum())))
 
 
 # --- the loss -----------------------------------------------------------------------------------
@@ -221,82 +213,3 @@ def pair_loss(
 def _sum(values: Tensor, counted: Tensor) -> Tensor:
     """The sum of the counted values; no gradient, nor a NaN, comes from the others."""
     return values.masked_fill(~counted, 0.0).sum()
-
-
-# --- held-out pairs -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairMeasure:
-    """How a model ranks held-out pairs."""
-
-    accuracy: float
-    """Share of pairs whose chosen answer has the higher reward; a tie is half."""
-    accuracy_stderr: float
-    margin: float
-    """Mean of reward(chosen) - reward(rejected)."""
-    margin_stderr: float
-    pairs: int
-
-
-def pair_rewards(
-    batch: Batch,
-    *,
-    logprobs: Floats | None = None,
-    scores: Floats | None = None,
-    per_token: bool = False,
-    beta: float = 1.0,
-) -> Floats:
-    """[pairs, 2] rewards of chosen and rejected answers; pairs without targets are left out.
-
-    From `scores` [S] of a reward model, or from `logprobs` [N] of a policy: beta times their
-    sum per sequence (mean, if `per_token`), less the reference's where the batch carries
-    of_sequence["reference"]: the implicit reward of DPO (Rafailov et al. 2023, eq. 5).
-    """
-    assert (logprobs is None) != (scores is None), "either one"
-    counted = _comparable(batch)
-    if scores is not None:
-        found = np.asarray(scores, np.float64)
-    else:
-        assert logprobs is not None
-        weights = np.asarray(logprobs, np.float64)
-        found = np.zeros(batch.sequences)
-        np.add.at(found, batch.sequence, weights)
-        if "reference" in batch.of_sequence:
-            found = found - batch.of_sequence["reference"]
-        if per_token:
-            counts = np.bincount(batch.sequence, minlength=batch.sequences)
-            found = found / np.maximum(counts, 1)
-        found = beta * found
-    return found.reshape(-1, 2)[counted]
-
-
-def pair_measure(rewards: Floats) -> PairMeasure:
-    """Accuracy and margin of rewards [pairs, 2], with standard errors of their means.
-
-    One pair alone has no standard error: it is 0 there. Raises UserError for no pair at all, and
-    for rewards that are not finite.
-    """
-    count = len(rewards)
-    if not count:
-        raise UserError(
-            "no held-out pair has a target in both answers; raise sequence_length, or give "
-            "another held_out source"
-        )
-    if not np.isfinite(rewards).all():
-        raise UserError(
-            f"the model gives NaN or infinite rewards for {count:,} held-out pairs; "
-            "lower the learning_rate"
-        )
-    margins = np.asarray(rewards[:, 0] - rewards[:, 1], np.float64)
-    right = 0.5 + 0.5 * np.sign(margins)
-    spread = [
-        float(each.std(ddof=1) / count**0.5) if count > 1 else 0.0 for each in (right, margins)
-    ]
-    return PairMeasure(
-        accuracy=float(right.mean()),
-        accuracy_stderr=spread[0],
-        margin=float(margins.mean()),
-        margin_stderr=spread[1],
-        pairs=count,
-    )

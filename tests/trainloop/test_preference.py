@@ -409,44 +409,6 @@ def test_the_reward_loss_equals_trls_on_the_same_rows(world, toys, tmp_path):
         assert float(total / count) == pytest.approx(trainer._metrics["train"][metric][0], abs=1e-5)
 
 
-# --- held-out pairs -----------------------------------------------------------------------------
-
-
-def test_held_out_accuracy_and_margin_have_standard_errors_and_count_a_tie_as_half():
-    measured = preference.pair_measure(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 1.0], [5.0, 1.0]]))
-    assert measured.accuracy == 0.625 and measured.margin == 0.5 and measured.pairs == 4
-    assert measured.accuracy_stderr == pytest.approx(np.std([1, 0, 0.5, 1], ddof=1) / 2)
-    assert measured.margin_stderr == pytest.approx(np.std([1, -3, 0, 4], ddof=1) / 2)
-    with pytest.raises(UserError, match="no held-out pair"):
-        preference.pair_measure(np.zeros((0, 2)))
-    with pytest.raises(UserError, match="NaN"):
-        preference.pair_measure(np.array([[np.nan, 1.0]]))
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_held_out_measures_are_those_of_the_loss_on_the_same_pairs(toys, name):
-    objective = load_objective(name)
-    batch = toys.batch
-    if not objective.reference:
-        batch = replace(batch, of_sequence={})
-    with torch.no_grad():
-        outputs = run(toys.scorer if name == "reward" else toys.policy, batch)
-    if name == "reward":
-        rewards = preference.pair_rewards(batch, scores=outputs.scores.numpy())
-    else:
-        rewards = preference.pair_rewards(
-            batch,
-            logprobs=outputs.logprobs.numpy(),
-            per_token=name != "dpo",
-            beta=objective.options().beta,
-        )
-    measured = preference.pair_measure(rewards)
-    metrics = loss_of(name, toys).metrics
-    for metric in ("accuracy", "margin"):
-        total, count = metrics[metric]
-        assert getattr(measured, metric) == pytest.approx(float(total / count), abs=1e-5)
-
-
 # --- the reward model ---------------------------------------------------------------------------
 
 
