@@ -171,8 +171,8 @@ class Ranks:
         done: dict[int, Tensor | None] = {}
         for name, value in self.bare(module).state_dict(keep_vars=True).items():
             if id(value) not in done:  # tied weights stay tied
-                full = full(value.detach())
-                done[id(value)] = full.cpu() if self.main or everywhere else None
+                whole = full(value.detach())
+                done[id(value)] = whole.cpu() if self.main or everywhere else None
             kept = done[id(value)]
             if kept is not None:
                 found[name] = kept
@@ -258,7 +258,10 @@ def launched() -> tuple[int, int]:
     for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")):
         text = os.environ.get(name, default)
         if not text.isdigit():
-            raise UserError(f"{name} is {text!r} in the environment, but must be a number")
+            raise UserError(
+                f"{name} is {text!r} in the environment, but must be a number: start with torchrun "
+                "or `accelerate launch`, which set it"
+            )
         found.append(int(text))
     rank, count = found
     if not 0 <= rank < count:

@@ -24,7 +24,7 @@ from trainloop.data import Batch, Tree, batch_of, micro_batches
 from trainloop.objectives import NoOptions, load_objective
 from trainloop.policy import Policy, tensors
 from trainloop.ranks import Ranks
-from trainloop.records import Checkpoint, Stage
+from trainloop.records import Checkpoint
 
 VOCABULARY = 61
 
@@ -127,19 +127,6 @@ def critic_gradients(kind: str) -> dict[str, Any]:
 # --- steps, checkpoints ------------------------------------------------------------------------
 
 
-def stage() -> Stage:
-    """Any stage: only its optimizer's settings matter here."""
-    return Stage(
-        name="s",
-        objective="next_token",
-        mixture={"a": 1.0},
-        tokens=64,
-        sequence_length=32,
-        batch_tokens=32,
-        learning_rate=1e-2,
-    )
-
-
 def record(name: str, step: int) -> Checkpoint:
     """A checkpoint's record, as far as it matters here."""
     return Checkpoint(
@@ -193,15 +180,13 @@ def steps(
             checkpoints.verify(folder)
             policy = loaded(folder, critic=critic)
         module = ranks.wrap(policy)
-        optimizer = train.make_optimizer(module, stage())
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, fused=True)
         if start is not None:
             checkpoints.restore(folder, module, optimizer, ranks)
         norms = []
         for step in range(first, last):
             train.backward_step(module, batch(step), objective, NoOptions(), ranks, micro_tokens=25)
             norms.append(ranks.clip(module, 0.5))
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-2
             optimizer.step()
             optimizer.zero_grad()
         if save is not None:
