@@ -128,18 +128,18 @@ class _TargetLogprobs(torch.autograd.Function):
             if kept is None:
                 capped = head.finish(_raw(hidden[here], weight, bias).to(wide))
                 bent = None if head.softcap is None else capped / head.softcap
-                logprobs = (capped / temperature).sub_(total[here, None])
+                logprobs = capped.div_(temperature).sub_(total[here, None])
             else:
                 logprobs = kept
-            slope = logprobs.exp()
             if entropy and of_spread is not None:
-                slope *= -of_spread[here, None] * (logprobs + spread[here, None])
-                if of_picked is not None:
-                    slope -= of_picked[here, None] * logprobs.exp()
+                slope = logprobs.exp()
+                factor = (logprobs + spread[here, None]).mul_(-of_spread[here, None])
+                slope *= factor if of_picked is None else factor.sub_(of_picked[here, None])
             elif of_picked is not None:
+                slope = logprobs.exp_() if kept is None else logprobs.exp()
                 slope *= -of_picked[here, None]
             else:
-                slope.zero_()
+                slope = torch.zeros_like(logprobs)
             if of_picked is not None:
                 slope.scatter_add_(1, labels[here, None], of_picked[here, None])
             if bent is not None:
