@@ -309,7 +309,7 @@ def test_without_a_layout_the_model_is_what_it_was() -> None:
     assert model.config._attn_implementation == "eager"
     assert torch.equal(model(input_ids=text).logits, before)
     with pytest.raises(IndexError):
-        model(input_ids=text + VOCABULARY, flat_layout=flat.Layout([[0, 7, 0, 0]], "cpu"))
+        model(input_ids=text + VOCABULARY, flat_layout=flat.Layout(np.array([[0, 7, 0, 0]]), "cpu"))
     assert model.config._attn_implementation == "eager"
 
 
@@ -370,7 +370,7 @@ def test_the_gradients_of_the_head_are_those_of_differences(
     labels = torch.arange(9)
 
     def of(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
-        linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
+        linear.weight, linear.bias = weight, bias
         last = head.Head(linear=linear, scale=1.3, softcap=softcap)
         return head.target_logprobs(last, hidden, labels, temperature=0.8, entropy=True)
 
@@ -492,7 +492,7 @@ def test_bfloat16_is_close_and_its_results_are_float32() -> None:
     assert cosine > 0.99
     half = tiny(dtype=torch.bfloat16)
     assert unsupported(half) is None
-    assert read(half, forest()).logprobs.dtype == torch.float32
+    assert logprobs(half, forest()).dtype == torch.float32
 
 
 def test_a_batch_keeps_its_numbers_as_tensors_of_one_kind() -> None:
