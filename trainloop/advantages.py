@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+ROUNDING = 1e-8
+"""Rewards that differ by no more count as equal; `standardised` would make much of it."""
 How = Literal["standardised", "centred", "leave_one_out"]
 
 
@@ -25,10 +27,10 @@ def group_advantages(rewards: npt.ArrayLike, how: How) -> Floats:
     standardised: (r - mean) / standard deviation with K - 1 (GRPO: Shao et al. 2024, who leave
     open which deviation; TRL takes this one). centred: r - mean (Dr. GRPO: Liu et al. 2025).
     leave_one_out: r - mean of the others (RLOO: Ahmadian et al. 2024), which is K / (K - 1) times
-    `centred`. All zero where the rewards are all equal, as with one answer.
+    `centred`. All zero where the rewards are all equal, but for rounding, as with one answer.
     """
     r = np.asarray(rewards, dtype=np.float64)
-    if len(r) < 2 or r.max() == r.min():
+    if len(r) < 2 or np.ptp(r) <= ROUNDING * max(1.0, np.abs(r).max()):
         return np.zeros(len(r))
     centred: Floats = r - r.mean()
     if how == "standardised":

@@ -12,6 +12,9 @@ against the one when the answer was written. The latter is recomputed by the pol
 trained, since an engine that writes may round otherwise; with one update per rollout the ratio is
 1, and no pass is spent on it. The end-of-text token is a target where the policy wrote it.
 
+The gradient of k3 is taken as published (Shao et al.); TRL 1.12 multiplies k3 by the ratio unless
+told otherwise, as DeepSeek-V3.2 does, which changes it.
+
 A prompt whose answers all got the same teaches nothing: the group is dropped and counted, and
 the step is divided by what is left; where nothing is, the step changes nothing. (TRL keeps such
 groups in its divisor, and their KL in its loss.) An answer that could not be judged is dropped
