@@ -6,6 +6,7 @@ together(gradients, "fsdp", [None, 20], ranks=2)  in two
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,9 @@ from evalsuite.livemodel import random_state_put_back
 from trainloop import checkpoint as checkpoints
 from trainloop import ranks as joining
 from trainloop import train
-from trainloop.data import Batch, Tree, batch_of, micro_batches
-from trainloop.objectives import NoOptions, load_objective
-from trainloop.policy import Policy, tensors
+from trainloop.data import Batch, Tree, batch_of
+from trainloop.objectives import Loss, NoOptions, Objective, load_objective
+from trainloop.policy import Policy
 from trainloop.ranks import Ranks
 from trainloop.records import Checkpoint
 
@@ -108,16 +109,21 @@ def gradients(
     return found
 
 
+def with_critic() -> Objective:
+    """next_token, with a critic's values in the loss."""
+
+    def loss(outputs: Any, batch: Any, options: Any) -> Loss:
+        return Loss(outputs.values.square().sum() - outputs.logprobs.sum())
+
+    plain = load_objective("next_token")
+    return dataclasses.replace(plain, loss=loss, forward=lambda options: {"values": True})
+
+
 def critic_gradients(kind: str) -> dict[str, Any]:
-    """Whole gradients of a policy with a critic, whose values join the loss."""
+    """Whole gradients of a policy with a critic."""
     with joined(kind) as ranks:
         module = ranks.wrap(fresh_policy(critic=True))
-        pieces = micro_batches(batch(1), rank=ranks.rank, ranks=ranks.count, tokens=9)
-        for number, piece in enumerate(pieces):
-            with ranks.no_sync(module, last=number == len(pieces) - 1):
-                out = module(tensors(piece, ranks.device), values=True)
-                scale = 0.0 if piece.padding else 1.0
-                (scale * (out.values.square().sum() - out.logprobs.sum())).backward()
+        train.backward_step(module, batch(1), with_critic(), NoOptions(), ranks, micro_tokens=9)
         return {
             name: joining.full(parameter.grad).numpy()
             for name, parameter in ranks.bare(module).named_parameters()
@@ -158,8 +164,23 @@ class Words:
         (Path(folder) / "tokenizer_config.json").write_text('{"model_max_length": 64}\n')
 
 
-def steps(
-    kind: str,
+def steps(kind: str, first: int, last: int, **options: Any) -> dict[str, Any]:
+    """`steps_of` by the ranks of this launch."""
+    with joined(kind) as ranks:
+        return steps_of(ranks, first, last, **options)
+
+
+def resumed(kind: str, root: Path, starts: Sequence[str]) -> list[dict[str, Any]]:
+    """The whole weights after two steps more from each of the checkpoints (of step 2)."""
+    with joined(kind) as ranks:
+        return [
+            steps_of(ranks, 2, 4, root=root, start=start, critic=True)["weights"]
+            for start in starts
+        ]
+
+
+def steps_of(
+    ranks: Ranks,
     first: int,
     last: int,
     *,
@@ -168,31 +189,30 @@ def steps(
     save: str | None = None,
     critic: bool = False,
 ) -> dict[str, Any]:
-    """Optimizer steps `first` to `last`, from and to a checkpoint; weights and metrics at the end.
+    """Optimizer steps `first` to `last`, from and to a checkpoint; weights and norms at the end.
 
     Weights are those of rank 0, whole; other ranks give none.
     """
-    objective = load_objective("next_token")
-    with joined(kind) as ranks:
-        policy = fresh_policy(critic=critic)
-        if start is not None:
-            folder = checkpoints.folder_of(root, start)
-            checkpoints.verify(folder)
-            policy = loaded(folder, critic=critic)
-        module = ranks.wrap(policy)
-        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, fused=True)
-        if start is not None:
-            checkpoints.restore(folder, module, optimizer, ranks)
-        norms = []
-        for step in range(first, last):
-            train.backward_step(module, batch(step), objective, NoOptions(), ranks, micro_tokens=25)
-            norms.append(ranks.clip(module, 0.5))
-            optimizer.step()
-            optimizer.zero_grad()
-        if save is not None:
-            checkpoints.save(root, record(save, last), module, Words(), optimizer, ranks)
-        weights = {name: value.numpy() for name, value in ranks.whole(module).items()}
-        return {"norms": norms, "weights": weights}
+    objective = with_critic() if critic else load_objective("next_token")
+    policy = fresh_policy(critic=critic)
+    folder = checkpoints.folder_of(root, start or "none")
+    if start is not None:
+        checkpoints.verify(folder)
+        policy = loaded(folder, critic=critic)
+    module = ranks.wrap(policy)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, fused=True)
+    if start is not None:
+        checkpoints.restore(folder, module, optimizer, ranks)
+    norms = []
+    for step in range(first, last):
+        train.backward_step(module, batch(step), objective, NoOptions(), ranks, micro_tokens=25)
+        norms.append(ranks.clip(module, 0.5))
+        optimizer.step()
+        optimizer.zero_grad()
+    if save is not None:
+        checkpoints.save(root, record(save, last), module, Words(), optimizer, ranks)
+    weights = {name: value.numpy() for name, value in ranks.whole(module).items()}
+    return {"norms": norms, "weights": weights}
 
 
 def loaded(folder: Path, *, critic: bool = False) -> Policy:
