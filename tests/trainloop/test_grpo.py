@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,7 +81,7 @@ ADVANTAGES = [1.2, -0.4, -0.9, 0.6]
 def _tree(old: bool = True, reference: bool = True) -> Tree:
     """One prompt with four answers, and numbers that make some ratios be clipped."""
     rng = np.random.default_rng(0)
-    of_target = {}
+    of_target: dict[str, Any] = {}
     if old:
         of_target["old"] = [rng.normal(-2.7, 0.4, len(ids)) for ids in BRANCHES]
     if reference:
@@ -209,7 +210,7 @@ def test_gradients_do_not_depend_on_how_a_group_is_cut_or_shared_among_ranks() -
 
 def _live_with(
     monkeypatch: pytest.MonkeyPatch,
-    answers: list[list[tuple[list[int], float | None]]],
+    answers: Sequence[Sequence[tuple[list[int], float | None]]],
     options: Options,
     **changes: Any,
 ) -> tuple[Any, dict[str, float]]:

@@ -221,7 +221,7 @@ def _batches(
 def _scores(batch: Batch, options: Options) -> list[float]:
     """What each answer got at its end: the return there, for the next value is 0."""
     ends = np.cumsum(np.bincount(batch.sequence)) - 1
-    return batch.of_target["return"][ends].tolist()  # type: ignore[no-any-return]
+    return batch.of_target["return"][ends].tolist()
 
 
 def test_a_right_answer_gets_ten_and_one_without_end_minus_ten(

@@ -68,8 +68,8 @@ class Options:
     """Times that a rollout is gone through."""
     truncated: Literal["kept", "masked"] = "kept"
     """What becomes of an answer that was cut off."""
-    rows: int = 64
-    """Answers that are written at a time."""
+    rows: int = 256
+    """Answers that are written at a time: more are faster, and take more memory."""
     engine: Literal["own", "vllm"] = "own"
     """What writes the answers."""
 

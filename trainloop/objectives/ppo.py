@@ -84,8 +84,8 @@ class Options:
     """Optimizer steps that share a rollout's prompts; each takes its own part."""
     epochs: int = 4
     """Times that a rollout is gone through."""
-    rows: int = 64
-    """Answers that are written at a time."""
+    rows: int = 256
+    """Answers that are written at a time: more are faster, and take more memory."""
     engine: Literal["own", "vllm"] = "own"
     """What writes the answers."""
 
