@@ -490,7 +490,7 @@ def _assumptions(found: Plan) -> list[str]:
         "is bound by memory, so that rollouts and scoring take longer than that",
         f"scoring a checkpoint: at most {found.evaluation_tokens:,} tokens, {BYTES_PER_TOKEN:g} "
         "bytes of prompt each",
-        f"training: with {RESERVE / GIB:g} GiB for the CUDA context, communication and fragmentation",
+        f"training: with {RESERVE / GIB:g} GiB for CUDA, communication and fragmentation",
         "total: also while a checkpoint is scored or answers are written: fsdp makes a whole copy",
     ]
 
