@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -97,7 +98,7 @@ def save(
 
 
 def publish_made(root: Path, checkpoint: Checkpoint, write: Callable[[Path], None]) -> Path:
-    """Publish a checkpoint whose model folder `write(folder)` makes: one without trainer's state."""
+    """Publish a checkpoint without trainer's state, whose model folder `write(folder)` makes."""
     folder = folder_of(root, checkpoint.id)
     with publish(folder) as work:
         write(work)
@@ -185,7 +186,9 @@ def _read_moments(folder: Path, wanted: dict[str, Any], ranks: Ranks) -> set[str
         reader = HuggingFaceStorageReader(str(folder / SHARDS))
         names = set(reader.read_metadata().state_dict_metadata)
         _check_names(names, wanted, folder)
-        load({name: wanted[name] for name in names}, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():  # each rank reads for itself, as we want it
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load({name: wanted[name] for name in names}, storage_reader=reader, no_dist=True)
         return names
     with safe_open(folder / WHOLE, framework="pt") as file:
         names = set(file.keys())
