@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from evalsuite.errors import UserError
 
 if TYPE_CHECKING:
     from trainloop.prepare import Prepared
+    from trainloop.plans import StagePlan
     from trainloop.run import Run
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -31,12 +33,33 @@ _mirror = click.option(
 )
 
 
-@click.command()
+class _Train(click.Group):
+    """`assay train RECIPE` means `assay train run RECIPE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Train)
+def train() -> None:
+    """Train a recipe through its stages; or say what that costs, and what came of it.
+
+    \b
+    Examples:
+        assay train tulu3-micro               (the same as: assay train run tulu3-micro)
+        assay train plan olmo2-1b --gpus 8
+        assay train curve tulu3-micro grpo
+    """
+
+
+@train.command()
 @_recipe
 @_runs
 @_mirror
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
-def train(recipe: str, runs: Path, mirror: Path | None, seed: int | None) -> None:
+def run(recipe: str, runs: Path, mirror: Path | None, seed: int | None) -> None:
     """Train RECIPE through its stages, scoring every checkpoint.
 
     RECIPE is a YAML file, or the name of one that ships with Assay. Under torchrun or
@@ -46,7 +69,7 @@ def train(recipe: str, runs: Path, mirror: Path | None, seed: int | None) -> Non
     Example:
         assay train recipes/real-gsm8k.yaml --mirror ../shared
     """
-    from trainloop.ranks import launched
+    from trainloop.launch import launched
 
     rank, ranks = launched()
     path = find_recipe(recipe)
@@ -56,6 +79,45 @@ def train(recipe: str, runs: Path, mirror: Path | None, seed: int | None) -> Non
         run_id = _train_alone(path, runs, mirror, seed)
     if rank == 0:
         click.echo(f"run {run_id} is in {runs}; see it with: assay board show {runs}")
+
+
+@train.command()
+@_recipe
+@_mirror
+@click.option("--gpus", default=8, show_default=True, help="GPUs that train together.")
+@click.option("--memory", type=float, help="GiB of each GPU, instead of the device's.")
+@click.option("--device", default="h100", show_default=True, help="A GPU's data sheet.")
+def plan(recipe: str, mirror: Path | None, gpus: int, memory: float | None, device: str) -> None:
+    """Say what RECIPE costs on so many GPUs: tokens, steps, operations, hours, disk, memory.
+
+    Nothing is trained; sources are counted where an epoch of them decides.
+
+    \b
+    Example:
+        assay train plan olmo2-1b --gpus 8
+    """
+    from evalsuite.config import load
+    from evalsuite.errors import did_you_mean
+    from trainloop import costs
+    from trainloop.records import Recipe
+
+    if device not in costs.DEVICES:
+        known = ", ".join(costs.DEVICES)
+        raise UserError(
+            f"--device {device!r} has no data sheet here{did_you_mean(device, costs.DEVICES)}; "
+            f"there are {known}"
+        )
+    path = find_recipe(recipe)
+    found = costs.plan(
+        load(path, Recipe),
+        base=path.parent,
+        gpus=gpus,
+        device=costs.DEVICES[device],
+        memory_gib=memory,
+        mirror=mirror,
+    )
+    for line in costs.lines(found):
+        click.echo(line)
 
 
 @click.command()
@@ -210,26 +272,51 @@ def _say_scores(prepared: Prepared, run: Run) -> None:
     from evalsuite.files import read_json
     from evalsuite.records import ALL
     from evalsuite.scorefiles import read_evaluation
+    from trainloop.plans import output
     from trainloop.run import score_folder
 
     for plan in run.stages:
+        if plan.soup:
+            continue
         about = read_json(prepared.root / "stages" / plan.id / "data.json")
+        for source, why in about.get("dropped", {}).items():
+            for reason, count in why.items():
+                click.echo(f"stage {plan.stage.name}: {count:,} of {source} left out: {reason}")
         for source, cut in about["cut_documents"].items():
             if cut:
                 click.echo(
-                    f"stage {plan.stage.name}: {cut:,} conversations of {source} were longer than "
+                    f"stage {plan.stage.name}: {cut:,} documents of {source} were longer than "
                     f"{plan.stage.sequence_length:,} tokens and cut there"
                 )
+    for plan in run.stages:
+        for line in _held_out(prepared, plan):
+            click.echo(line)
     for suite in prepared.suites.values():
         for plan in run.stages:
-            final = plan.checkpoint_ids[-1]
-            evaluation = read_evaluation(score_folder(prepared, final, suite))
+            if plan.head != "language":
+                continue
+            evaluation = read_evaluation(score_folder(prepared, output(prepared, plan), suite))
             shown = [
                 f"{score.capability} {_number(score)}"
                 for score in evaluation.scores
                 if score.task == ALL and score.capability != ALL and score.subset == "all"
             ]
             click.echo(f"{suite.name} after {plan.stage.name}: " + ", ".join(shown))
+
+
+def _held_out(prepared: Prepared, plan: StagePlan) -> Iterator[str]:
+    """A line per held-out source of the stage: its measures at the checkpoint handed on."""
+    from evalsuite.files import read_json
+    from trainloop.plans import output
+    from trainloop.scoring import measures_file
+
+    if not plan.stage.held_out:
+        return
+    measures = read_json(measures_file(prepared, output(prepared, plan)))
+    for source in plan.stage.held_out:
+        numbers = {k: v for k, v in measures[source].items() if k != "data"}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        yield f"held out {source} after {plan.stage.name}: {shown}"
 
 
 def _number(score: Any) -> str:

@@ -37,6 +37,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from evalsuite.errors import UserError
+from trainloop.launch import launched
 
 T = TypeVar("T")
 
@@ -250,26 +251,6 @@ def join(kind: str = "ddp") -> Ranks:
             f"{seen}; start them with one torchrun or `accelerate launch`"
         )
     return ranks
-
-
-def launched() -> tuple[int, int]:
-    """(rank, ranks) as torchrun and `accelerate launch` tell them; (0, 1) without."""
-    found = []
-    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")):
-        text = os.environ.get(name, default)
-        if not text.isdigit():
-            raise UserError(
-                f"{name} is {text!r} in the environment, but must be a number: start with torchrun "
-                "or `accelerate launch`, which set it"
-            )
-        found.append(int(text))
-    rank, count = found
-    if not 0 <= rank < count:
-        raise UserError(
-            f"RANK is {rank} and WORLD_SIZE {count} in the environment: start with torchrun or "
-            "`accelerate launch`, which set both"
-        )
-    return rank, count
 
 
 def leave() -> None:

@@ -84,7 +84,7 @@ def run_stages(
     _check_rules(prepared, plans)
     name = " ".join(filter(None, [recipe.name, variant, f"seed {seed}"]))
     for plan in plans:
-        done = is_done(prepared, plan)
+        done = _looks_done(prepared, plan)
         if not (ranks.share(done) if ranks else done):
             if ranks is None:
                 from trainloop.ranks import join
@@ -101,6 +101,14 @@ def run_stages(
     if stages is None and (ranks is None or ranks.main):
         _write_run(prepared, run)
     return run
+
+
+def _looks_done(prepared: Prepared, plan: StagePlan) -> bool:
+    """Whether the stage is done; not if a checkpoint of it is cut short, which work will mend."""
+    try:
+        return is_done(prepared, plan)
+    except UserError:
+        return False
 
 
 def _check_rules(prepared: Prepared, plans: list[StagePlan]) -> None:

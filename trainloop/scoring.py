@@ -115,6 +115,7 @@ def score(
     import torch
 
     from evalsuite import harness
+    from evalsuite.journal import remove_journal
 
     # Scores must not depend on who called: the same threads in a worker, a rerun or a launch.
     torch.set_num_threads(prepared.recipe.cpu_threads)
@@ -138,12 +139,13 @@ def score(
             gather=ranks.gather,
             progress=lambda what, done, total: progress(f"{label}: {what}", done, total),
         )
+        ranks.wait()  # until no rank writes to its journal
         with ranks.together():
             if ranks.main:
                 if folder.is_dir():  # scores of another basis
                     retire(folder)
                 scorefiles.write_evaluation(folder, evaluation, checkpoint=checkpoint, basis=basis)
-                answers.unlink(missing_ok=True)
+                remove_journal(answers)
 
 
 def write_measures(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainloop import data, train
+from trainloop import data
 from trainloop import model as models
 from trainloop.objectives import load_objective
 from trainloop.records import Model, NewTokenizer, Stage
@@ -33,7 +33,7 @@ LLAMA = {
 
 
 def small_stage(**changes: Any) -> Stage:
-    """A stage of 12 steps over source `a`."""
+    """A settled stage of 12 steps over source `a`."""
     settings: dict[str, Any] = {
         "name": "pretrain",
         "objective": "next_token",
@@ -44,7 +44,8 @@ def small_stage(**changes: Any) -> Stage:
         "learning_rate": 1e-2,
         "score_every": 4 * 128,
     }
-    return Stage(**(settings | changes))
+    stage = Stage(**(settings | changes))
+    return stage.settled(load_objective(stage.objective).defaults, {})
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +80,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         chat_file=chat_file,
         model=model,
         tokenizer=models.load_tokenizer(folder, None),
-        start=train.Start(parent="weights", is_checkpoint=False, total_tokens=0, flops=0.0),
     )
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from evalsuite.errors import UserError
-from tests.trainloop.conftest import CHAT, small_stage, tokens_of
-from trainloop import data, train
+from tests.trainloop.conftest import CHAT, tokens_of
+from trainloop import data
 from trainloop import model as models
-from trainloop.objectives import load_objective, objective_names
+from trainloop.objectives import NoOptions, load_objective, objective_names, read_options
+from trainloop.policy import Policy, tensors
 
 
 def test_a_next_token_document_ends_with_the_end_token_and_asks_for_all_but_its_first(world):
-    [(ids, targets)] = load_objective("next_token").encode(
-        [{"id": "1", "text": "the cat"}], world.tokenizer
-    )
+    [tree] = load_objective("next_token").encode([{"id": "1", "text": "the cat"}], world.tokenizer)
+    [ids], [targets] = tree.branches, tree.targets
     assert world.tokenizer.decode(ids[:-1]) == "the cat"
     assert ids[-1] == world.tokenizer.eos_token_id
     assert targets == [False] + [True] * (len(ids) - 1)
@@ -29,9 +28,8 @@ def test_sft_asks_for_the_assistants_tokens_and_its_end_token_only(world):
         {"role": "user", "content": "where ?"},
         {"role": "assistant", "content": "on a mat"},
     ]
-    [(ids, targets)] = load_objective("sft").encode(
-        [{"id": "1", "messages": turns}], world.tokenizer
-    )
+    [tree] = load_objective("sft").encode([{"id": "1", "messages": turns}], world.tokenizer)
+    [ids], [targets] = tree.branches, tree.targets
     asked = world.tokenizer.decode([i for i, t in zip(ids, targets, strict=True) if t])
     end = world.tokenizer.eos_token
     assert asked == f" the cat\n{end} on a mat\n{end}"
@@ -69,41 +67,37 @@ def test_an_unknown_objective_gets_the_closest_name():
     assert {"next_token", "sft"} <= set(objective_names())
 
 
-def test_documents_packed_in_one_row_compute_what_they_compute_alone(world, tmp_path):
+def test_documents_packed_together_compute_what_they_compute_alone(world, tmp_path):
     tokens = tokens_of(world, tmp_path)
-    objective = load_objective("next_token")
-    plan = data.plan_batches({"a": tokens}, small_stage(), objective, seed=5)
+    trees = [tokens.tree(n) for n in range(8)]
     model = models.fresh_model(world.model, world.tokenizer, seed=0).double().eval()
-    batch = plan.batch(0)
-    packed = train.to_tensors(batch, "cpu")
+    policy = Policy(model)
     with torch.no_grad():
-        got = model(
-            input_ids=packed["input_ids"],
-            position_ids=packed["position_ids"],
-            attention_mask=packed["attention_mask"],
-        ).logits
-        checked = 0
-        for row in range(len(batch.input_ids)):
-            for segment in np.unique(batch.segments[row]):
-                here = np.flatnonzero(batch.segments[row] == segment)
-                alone = model(input_ids=packed["input_ids"][row : row + 1, here]).logits[0]
-                torch.testing.assert_close(got[row, here], alone, rtol=1e-10, atol=1e-10)
-                checked += 1
-    assert checked > len(batch.input_ids), "some row holds several documents"
+        packed = policy(tensors(data.batch_of(trees), "cpu", dtype=torch.float64)).logprobs
+        alone = []
+        for tree in trees:
+            [ids] = tree.branches
+            logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            alone += [logp[n - 1, ids[n]] for n in range(1, len(ids))]
+    torch.testing.assert_close(packed, torch.stack(alone), rtol=1e-10, atol=1e-10)
 
 
-def test_a_row_without_targets_has_loss_zero_and_no_nan(world, tmp_path):
-    tokens = tokens_of(world, tmp_path)
-    objective = load_objective("next_token")
-    batch = data.plan_batches({"a": tokens}, small_stage(), objective, seed=5).batch(0)
-    empty = data.Batch(
-        batch.input_ids,
-        batch.position_ids,
-        np.full_like(batch.segments, -1),
-        np.full_like(batch.labels, -100),
-    )
-    model = models.fresh_model(world.model, world.tokenizer, seed=0)
-    loss = objective.loss(model, train.to_tensors(empty, "cpu"))
-    loss.backward()
-    assert float(loss.detach()) == 0.0
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+def test_documents_without_targets_have_loss_zero_and_no_nan(world):
+    none = data.Tree((), ([5, 6, 7],), ([False, False, False],))
+    policy = Policy(models.fresh_model(world.model, world.tokenizer, seed=0))
+    batch = tensors(data.batch_of([none, none]), "cpu")
+    said = load_objective("next_token").loss(policy(batch), batch, NoOptions())
+    said.total.backward()
+    assert float(said.total.detach()) == 0.0
+    for parameter in policy.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+def test_an_option_that_the_objective_lacks_is_named_with_those_it_has():
+    with pytest.raises(
+        UserError, match=r"objective 'dpo_norm' has no option 'betta'; did you mean 'beta'"
+    ):
+        read_options(load_objective("dpo_norm"), {"betta": 5}, "tune")
+    with pytest.raises(UserError, match="it has none"):
+        read_options(load_objective("sft"), {"beta": 5}, "tune")
+    assert read_options(load_objective("dpo_norm"), {"beta": 2.5}, "tune").beta == 2.5

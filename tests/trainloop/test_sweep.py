@@ -154,7 +154,7 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(alone, tmp_path):
         sweep.run_sweep(prepared)
     said = str(caught.value)
     assert said.startswith(
-        "1 of 2 cells failed (broken seed 1: source 'long': no token is a target"
+        "1 of 2 cells failed (broken seed 1: source 'long': none of its 1 documents can be trained"
     )
     assert "\n" not in said
     assert not list(root.glob("sweeps/*/sweep.json"))

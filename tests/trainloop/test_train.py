@@ -19,8 +19,10 @@ from tests.trainloop.conftest import small_stage, tokens_of
 from trainloop import checkpoint as checkpoints
 from trainloop import data, train
 from trainloop import model as models
-from trainloop.objectives import load_objective
-from trainloop.records import Checkpoint, Stage
+from trainloop.objectives import NoOptions, load_objective
+from trainloop.policy import Policy
+from trainloop.ranks import join
+from trainloop.records import Checkpoint, Schedule, Stage
 
 
 class KilledError(Exception):
@@ -39,18 +41,22 @@ def train_to_end(
     objective = load_objective(stage.objective)
     tokens = tokens_of(world, root, stage.objective)
     plan = data.plan_batches({"a": tokens}, stage, objective, seed=3)
-    this_id = train.stage_id(stage, world.start, {"a": "data"}, objective, seed=3)
-    newest = train.newest_step(stage, this_id, root)
-    if newest:
-        folder = checkpoints.folder_of(root, train.checkpoint_id(this_id, newest))
-        checkpoints.verify(folder)
-        model = models.load_model(folder)
-    else:
-        model = models.fresh_model(world.model, world.tokenizer, seed=3)
+    this_id = train.stage_id(stage, "weights", {"a": "data"}, objective, seed=3)
+    steps = stage.checkpoint_steps
+    good, damaged = checkpoints.newest_good(root, [train.checkpoint_id(this_id, s) for s in steps])
+    assert damaged == []
+    first = 0
+    model = models.fresh_model(world.model, world.tokenizer, seed=3)
+    if good is not None:
+        record = checkpoints.read(root, good)
+        assert record is not None
+        first = record.step
+        model = models.load_model(checkpoints.folder_of(root, good))
 
-    def after_checkpoint(live: Any, checkpoint: Checkpoint) -> None:
+    def after_checkpoint(live: Any, checkpoint: Checkpoint) -> bool:
         if seen is not None:
             seen.append(checkpoint)
+        return False
 
     def progress(label: str, done: float, total: float) -> None:
         if stop_after is not None and done >= stop_after:
@@ -59,9 +65,15 @@ def train_to_end(
     leg = train.Leg(
         stage=stage,
         id=this_id,
-        start=world.start,
+        parent=None,
+        total_tokens=0,
+        flops=0.0,
         objective=objective,
+        options=NoOptions(),
         plan=plan,
+        references=None,
+        first=first,
+        first_tokens=first * (stage.batch_tokens or 0),
         root=root,
         seed=3,
         cpu_threads=1,
@@ -70,9 +82,9 @@ def train_to_end(
     )
     final = train.train_stage(
         leg,
-        model,
+        train.Models(policy=model),
         world.tokenizer,
-        train.make_accelerator(),
+        join(),
         after_checkpoint=after_checkpoint,
         progress=progress,
     )
@@ -83,42 +95,57 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+def backward(model: Any, batch: data.Batch, objective: str, **options: Any) -> float:
+    """Add the batch's gradient to the model's; the loss."""
+    loss, _ = train.backward_step(
+        Policy(model), batch, load_objective(objective), NoOptions(), join(), **options
+    )
+    return float(loss)
+
+
 @settings(max_examples=8, deadline=None)
-@given(size=st.integers(1, 6))
+@given(size=st.integers(1, 200))
 def test_the_gradient_does_not_depend_on_the_micro_batch(world, tmp_path_factory, size):
     root = tmp_path_factory.mktemp("gradient")
     stage = small_stage(batch_tokens=6 * 32, tokens=6 * 32, score_every=None)
-    objective = load_objective("next_token")
-    plan = data.plan_batches({"a": tokens_of(world, root)}, stage, objective, seed=1)
-    accelerator = train.make_accelerator()
+    plan = data.plan_batches(
+        {"a": tokens_of(world, root)}, stage, load_objective("next_token"), seed=1
+    )
     model = models.fresh_model(world.model, world.tokenizer, seed=0).double()
-    whole = train.backward_step(model, plan.batch(0), objective, accelerator, micro_batch=None)
+    whole = backward(model, plan.batch(0), "next_token")
     expected = gradients(model)
     model.zero_grad()
-    split = train.backward_step(model, plan.batch(0), objective, accelerator, micro_batch=size)
-    assert float(split) == pytest.approx(float(whole), rel=1e-12)
+    split = backward(model, plan.batch(0), "next_token", micro_tokens=size)
+    assert split == pytest.approx(whole, rel=1e-12)
     for got, want in zip(gradients(model), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
-def test_the_loss_is_the_mean_over_target_tokens_whatever_row_they_stand_in(world, tmp_path):
-    stage = small_stage(objective="sft", batch_tokens=6 * 32, tokens=6 * 32, score_every=None)
-    objective = load_objective("sft")
-    tokens = tokens_of(world, tmp_path, "sft")
-    batch = data.plan_batches({"a": tokens}, stage, objective, seed=1).batch(0)
+def test_the_gradient_does_not_depend_on_the_packing(world, tmp_path):
+    tokens = tokens_of(world, tmp_path)
+    trees = [tokens.tree(n) for n in range(12)]
     model = models.fresh_model(world.model, world.tokenizer, seed=0).double()
-    got = train.backward_step(model, batch, objective, train.make_accelerator(), micro_batch=1)
-    tensors = train.to_tensors(batch, "cpu")
+    together = backward(model, data.batch_of(trees), "next_token")
+    expected = gradients(model)
+    model.zero_grad()
+    turned = backward(model, data.batch_of(trees[::-1]), "next_token")
+    assert turned == pytest.approx(together, rel=1e-12)
+    for got, want in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_the_loss_is_the_mean_over_target_tokens_whatever_document_they_stand_in(world, tmp_path):
+    tokens = tokens_of(world, tmp_path, "sft")
+    trees = [tokens.tree(n) for n in range(6)]
+    model = models.fresh_model(world.model, world.tokenizer, seed=0).double()
+    got = backward(model, data.batch_of(trees), "sft", micro_tokens=1)
+    nats = []
     with torch.no_grad():
-        logits = model(
-            input_ids=tensors["input_ids"],
-            position_ids=tensors["position_ids"],
-            attention_mask=tensors["attention_mask"],
-        ).logits
-    logp = logits.log_softmax(-1)
-    asked = tensors["labels"] >= 0
-    picked = logp.gather(-1, tensors["labels"].clamp(min=0)[..., None])[..., 0][asked]
-    assert float(got) == pytest.approx(float(-picked.mean()), rel=1e-12)
+        for tree in trees:
+            [ids], [asked] = tree.branches, tree.targets
+            logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            nats += [-float(logp[n - 1, ids[n]]) for n in range(1, len(ids)) if asked[n]]
+    assert got == pytest.approx(sum(nats) / len(nats), rel=1e-12)
 
 
 @pytest.mark.parametrize("objective", ["next_token", "sft"])
@@ -169,7 +196,7 @@ def test_how_often_a_stage_is_scored_does_not_change_its_weights_or_its_id(world
     often, once = small_stage(score_every=128), small_stage(score_every=None)
     objective = load_objective("next_token")
     ids = {
-        train.stage_id(stage, world.start, {"a": "data"}, objective, seed=3)
+        train.stage_id(stage, "weights", {"a": "data"}, objective, seed=3)
         for stage in (often, once)
     }
     assert len(ids) == 1
@@ -191,12 +218,12 @@ def test_whatever_changes_the_weights_changes_the_id(world, change):
     objective = load_objective("next_token")
     sources = {"a": "data", "b": "more"}
     ids = {
-        train.stage_id(stage, world.start, sources, objective, seed=3)
+        train.stage_id(stage, "weights", sources, objective, seed=3)
         for stage in (small_stage(), small_stage(**change))
     }
     assert len(ids) == 2
     seeds = {
-        train.stage_id(small_stage(), world.start, {"a": d}, objective, seed=s)
+        train.stage_id(small_stage(), "weights", {"a": d}, objective, seed=s)
         for d, s in [("data", 3), ("data", 4), ("other", 3)]
     }
     assert len(seeds) == 3
@@ -256,7 +283,9 @@ def test_a_loss_that_is_no_number_stops_the_stage_before_its_checkpoint(world, t
 
 
 def test_weights_that_the_last_step_blew_up_are_never_published(world, tmp_path):
-    one_step = small_stage(tokens=128, score_every=None, learning_rate=1e38)
+    one_step = small_stage(
+        tokens=128, score_every=None, learning_rate=1e38, schedule=Schedule(kind="constant")
+    )
     with pytest.raises(UserError, match="weights are no longer finite at step 1 of 1"):
         train_to_end(world, tmp_path, one_step)
     saved = tmp_path / "checkpoints"
@@ -269,18 +298,3 @@ def test_a_finished_stage_scored_more_often_gets_the_missing_checkpoints(world, 
     assert train_to_end(world, tmp_path, small_stage(score_every=512), seen=seen) == final
     assert [c.step for c in seen] == [4, 8, 12]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
-
-
-def test_every_rank_gets_equally_many_micro_batches_that_together_are_the_batch(world, tmp_path):
-    stage = small_stage(batch_tokens=5 * 32, tokens=5 * 32, score_every=None)
-    plan = data.plan_batches(
-        {"a": tokens_of(world, tmp_path)}, stage, load_objective("next_token"), seed=1
-    )
-    batch = plan.batch(0)
-    for ranks in (1, 2, 3, 7):
-        pieces = [
-            train.micro_batches(batch, rank=rank, ranks=ranks, size=2) for rank in range(ranks)
-        ]
-        assert len({len(p) for p in pieces}) == 1
-        targets = sum(piece.target_tokens for rank in pieces for piece in rank)
-        assert targets == batch.target_tokens
