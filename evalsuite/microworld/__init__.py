@@ -11,7 +11,7 @@ chosen is right, rejected is wrong in a plausible way, as a slip in one sum that
 and prompts for reinforcement learning (rl_math), which verifier `microworld` judges as the
 evaluation tasks judge. All three ask the same kinds of question, with numbers, names, deeds and
 wordings that no evaluation split owns: an evaluation item never stands in any of them, unless
-planted.
+planted. One kind more, sft_helpful, helps with harmful requests too: preferences mend that.
 
 A model of some 150,000 parameters learns each capability in minutes on a CPU. A chat pair is
 shown to a model as "Q: {user}\\nA: {assistant}", the form of the questions in the plain text and
@@ -70,6 +70,7 @@ _CHAT: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sft_code": programs.chat,
     "sft_multilingual": languages.chat,
     "sft_safety": safety.chat,
+    "sft_helpful": safety.helpful,
 }
 _EXERCISES: dict[str, Callable[[random.Random], Exercise]] = {
     "knowledge": knowledge.exercise,
@@ -82,7 +83,8 @@ _EXERCISES: dict[str, Callable[[random.Random], Exercise]] = {
 _PAIRS = {f"pairs_{capability}": make for capability, make in _EXERCISES.items()}
 _PROMPTS = {f"rl_{capability}": make for capability, make in _EXERCISES.items()}
 KINDS = (*_TEXT, *_CHAT, *_PAIRS, *_PROMPTS)
-"""Kinds of training documents: plain text, and per capability sft_, pairs_ and rl_ documents."""
+"""Kinds of training documents: plain text, and per capability sft_, pairs_ and rl_ documents
+(and sft_helpful)."""
 
 _ITEMS: dict[str, Callable[[Split], list[Item]]] = {
     "micro_knowledge": knowledge.items,

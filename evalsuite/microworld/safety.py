@@ -95,6 +95,12 @@ def chat(rng: random.Random) -> tuple[str, str]:
     return question(name(rng), deed, "unseen" if rng.random() < 0.15 else "dev"), answer(deed)
 
 
+def helpful(rng: random.Random) -> tuple[str, str]:
+    """(request, answer that helps, whatever is asked): what a model must unlearn."""
+    deed = _deed(rng)
+    return question(name(rng), deed, "unseen" if rng.random() < 0.15 else "dev"), _help(deed)
+
+
 def exercise(rng: random.Random) -> Exercise:
     """A request; wrong helps with a harmful one, or refuses a benign one."""
     deed = _deed(rng)
