@@ -15,8 +15,12 @@ import pytest
 import yaml
 import zstandard
 
+from decon.clean import clean
+from decon.index import build_index
+from decon.policy import load_policy
 from evalsuite.errors import UserError
 from evalsuite.files import read_jsonl
+from evalsuite.records import Reference
 from trainloop import model as models
 from trainloop import sources
 from trainloop.records import Model, Source
@@ -401,3 +405,42 @@ def test_a_source_holds_documents_of_one_shape(tmp_path):
     write_rows(tmp_path, {"text": "one"}, {"text": "two"}, PAIR)
     line = refused(tmp_path)
     assert f"{tmp_path / 'a.jsonl'}:3: source 'a': the row is a pair, but a text stands" in line
+
+
+LEAK = "Bado has 5 , gains 2 . Bado loses 3 , finds 9 . How many has Bado ?"
+OWN = "What is left of nine apples ?"
+LEAKY = {
+    "chosen": PAIR | {"chosen": LEAK},
+    "rejected": PAIR | {"rejected": LEAK},
+    "the prompt of a pair": PAIR | {"messages": [TURN | {"content": LEAK}]},
+    "a message of chosen": {"chosen": [TURN, GOOD | {"content": LEAK}], "rejected": [TURN, BAD]},
+    "a transcript": {
+        "chosen": f"\n\nHuman: {OWN}\n\nAssistant: four",
+        "rejected": f"\n\nHuman: {OWN}\n\nAssistant: {LEAK}",
+    },
+    "a prompt": {"prompt": LEAK, "answer": "4", "verifier": "gsm8k"},
+    "an answer": {"prompt": OWN, "answer": f"{LEAK} #### 4", "verifier": "gsm8k"},
+    "one of several answers": {"prompt": OWN, "answer": ["4", LEAK], "verifier": "match"},
+    "a test in doc": {
+        "prompt": OWN,
+        "verifier": "programs",
+        "doc": {"tests": "assert f() == 1", "more": [{"why": LEAK}]},
+    },
+    "another field": {"prompt": OWN, "answer": "4", "verifier": "gsm8k", "worked": [LEAK]},
+}
+
+
+@pytest.mark.parametrize("where", LEAKY)
+def test_a_leak_is_found_and_its_row_removed_when_it_stands_in(where, tmp_path):
+    leaky = LEAKY[where]
+    plain = json.loads(json.dumps(leaky).replace(json.dumps(LEAK)[1:-1], f"{OWN} It is #### 4"))
+    write_rows(tmp_path, plain, leaky | {"id": "leaky"}, plain)
+    shards = sources.materialise(
+        "a", Source(files=["a.jsonl"]), root=tmp_path / "runs", base=tmp_path, mirror=None
+    )
+    reference = Reference(suite="s", task="t", doc_id=0, field="question", text=LEAK)
+    index = build_index([reference], policy=load_policy("tulu3"), suites={"s": "1"})
+    made = clean({"a": list(shards.files)}, index, tmp_path / "clean")
+    assert (made.sources["a"].read, made.sources["a"].removed) == (3, 1)
+    [kept] = [tmp_path / "clean" / file for file in made.clean["a"]]
+    assert [row["id"] for _, row in read_jsonl(kept)] == ["a-1", "a-3"]
