@@ -170,12 +170,14 @@ def _load(stage: Stage, objective: Objective) -> _Load:
     row = stage.sequence_length + int(options.max_new_tokens)
     period = objective.steps_per_rollout(options)
     answers = stage.batch * period * int(options.samples)
+    rollouts = math.ceil(stage.steps / period)
+    stage = replace(stage, steps=rollouts * period)  # a stage ends where a rollout does
     reference, reward = objective.needs_reference(options), stage.reward_model is not None
     return _Load(
         stage=stage,
         row=row,
         step_tokens=math.ceil(answers / int(options.updates)) * row,
-        rollouts=math.ceil(stage.steps / period),
+        rollouts=rollouts,
         answers=answers,
         reference=reference,
         critic=objective.critic,
@@ -213,7 +215,8 @@ def plan(
         documents = _documents(stage, objective, recipe, base, mirror)
         settled = stage.settled(objective.defaults, documents)
         load = _load(settled, objective)
-        costs = _bill(load, shape, read, len(recipe.suites))
+        scored = read if objective.head == "language" else 0  # a reward model is not scored
+        costs = _bill(load, shape, scored, len(recipe.suites))
         own = Setting(
             distributed=recipe.distributed,
             precision=stage.precision,
