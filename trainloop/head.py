@@ -3,9 +3,9 @@
     head = Head(linear=model.lm_head, scale=1.0, softcap=None)
     logprobs, entropy = target_logprobs(head, hidden, labels, temperature=1.0, entropy=True)
 
-Where targets times vocabulary is large, or the vocabulary is, logits are made for some targets at
-a time and made again in the backward pass, whose chunks add to one gradient of the output matrix:
-a fourth matrix product for a memory that does not grow with the targets. Softmax is in float32
+Where targets times vocabulary is large, or the vocabulary is, logits are made in tiles, summed up
+and forgotten, and made again in the backward pass: a fourth matrix product, for a memory that does
+not grow with the targets. Softmax is in float32
 (float64 for float64 models). `from_logits` does the same for logits that are there already.
 What it cannot do: second derivatives.
 """
@@ -23,6 +23,8 @@ KEEP_LOGITS = 2**25
 """At most so many logits are (128 MiB in float32)."""
 CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**22, 2**27
 """Logits that are made at a time, about."""
+ROWS = 2048
+"""At most so many targets at a time; the rest of a tile is vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +76,11 @@ def from_logits(
 
 
 class _TargetLogprobs(torch.autograd.Function):
-    """hidden, weight, bias -> log-probability and entropy of each target."""
+    """hidden, weight, bias -> log-probability and entropy of each target.
+
+    Logits are made in tiles, some targets times a part of the vocabulary; maximum and sum of a
+    row are carried from tile to tile, so each part of the weight and of its gradient is used once.
+    """
 
     @staticmethod
     def forward(
@@ -88,82 +94,144 @@ class _TargetLogprobs(torch.autograd.Function):
         entropy: bool,
         grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wide = torch.promote_types(torch.float32, weight.dtype)
+        tiles = _Tiles(hidden, weight, bias, head, temperature)
         count, vocabulary = len(hidden), len(weight)
         few = vocabulary <= KEEP_VOCABULARY and count * vocabulary <= KEEP_LOGITS
         keep = grad and few and head.softcap is None
-        limit = CHUNK_LOGITS if hidden.device.type == "cpu" else GPU_CHUNK_LOGITS
-        size = max(1, count if keep else limit // vocabulary)
-        picked, total, spread = hidden.new_empty(3, count, dtype=wide)
-        kept = None
-        for first in range(0, count, size):
-            here = slice(first, first + size)
-            raw = _raw(hidden[here], weight, bias)
-            logits = head.finish(raw.to(wide)).div_(temperature)
-            logprobs = logits.log_softmax(dim=-1)
-            label = labels[here, None]
-            picked[here] = logprobs.gather(1, label)[:, 0]
-            total[here] = logits.gather(1, label)[:, 0] - picked[here]
-            if entropy:
-                spread[here] = -(logprobs.exp().mul_(logprobs)).sum(dim=-1)
-            kept = logprobs if keep else None
-        ctx.save_for_backward(hidden, weight, bias, labels, total, spread, kept)
-        ctx.settings = head, temperature, entropy, size
+        picked, total, spread = hidden.new_zeros(3, count, dtype=tiles.wide)
+        kept = []
+        for rows in tiles.rows:
+            highest = total.new_full((len(labels[rows]),), -torch.inf)
+            mass, weighted = torch.zeros_like(highest), torch.zeros_like(highest)
+            for part in tiles.parts:
+                logits = tiles.made(rows, part, fresh=keep)
+                place, inside = _places(labels[rows], part)
+                picked[rows] += logits.gather(1, place)[:, 0].where(inside, 0)
+                top = torch.maximum(highest, logits.amax(dim=1))
+                shrink, highest = (highest - top).exp_(), top
+                if keep or entropy:
+                    shares = (logits - top[:, None]).exp_()
+                else:
+                    shares = logits.sub_(top[:, None]).exp_()
+                mass = mass * shrink + shares.sum(dim=1)
+                if entropy:
+                    weighted = weighted * shrink + shares.mul_(logits).sum(dim=1)
+                if keep:
+                    kept.append(logits)
+            total[rows] = highest + mass.log()
+            spread[rows] = total[rows] - weighted / mass
+        picked -= total
+        ctx.save_for_backward(hidden, weight, bias, labels, total, spread, *kept)
+        ctx.settings = head, temperature, entropy
         ctx.set_materialize_grads(False)
         return picked, spread
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, labels, total, spread, kept = ctx.saved_tensors
-        head, temperature, entropy, size = ctx.settings
-        of_picked, of_spread = grads
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        wide = total.dtype
-        to_hidden = torch.empty_like(hidden) if wants_hidden else None
-        to_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
-        to_bias = torch.zeros_like(bias, dtype=wide) if wants_bias else None
-        for first in range(0, len(hidden), size):
-            here = slice(first, first + size)
-            bent = None
-            if kept is None:
-                capped = head.finish(_raw(hidden[here], weight, bias).to(wide))
-                bent = None if head.softcap is None else capped / head.softcap
-                logprobs = capped.div_(temperature).sub_(total[here, None])
-            else:
-                logprobs = kept
-            if entropy and of_spread is not None:
-                slope = logprobs.exp()
-                factor = (logprobs + spread[here, None]).mul_(-of_spread[here, None])
-                slope *= factor if of_picked is None else factor.sub_(of_picked[here, None])
-            elif of_picked is not None:
-                slope = logprobs.exp_() if kept is None else logprobs.exp()
-                slope *= -of_picked[here, None]
-            else:
-                slope = torch.zeros_like(logprobs)
-            if of_picked is not None:
-                slope.scatter_add_(1, labels[here, None], of_picked[here, None])
-            if bent is not None:
-                slope *= bent.square_().neg_().add_(1)
-            if head.scale != temperature:
-                slope *= head.scale / temperature
-            if to_bias is not None:
-                to_bias += slope.sum(dim=0)
-            slope = slope.to(weight.dtype)
-            if to_hidden is not None:
-                torch.mm(slope, weight, out=to_hidden[here])
-            if to_weight is not None:
-                _add_product(to_weight, slope, hidden[here])
-        narrow = (x if x is None else x.to(weight.dtype) for x in (to_weight, to_bias))
-        return (to_hidden, *narrow, None, None, None, None, None)
+        hidden, weight, bias, labels, total, spread, *kept = ctx.saved_tensors
+        head, temperature, entropy = ctx.settings
+        of_picked, of_spread = grads[0], grads[1] if entropy else None
+        tiles = _Tiles(hidden, weight, bias, head, temperature)
+        sums = [
+            torch.zeros_like(x, dtype=tiles.wide) if x is not None and wanted else None
+            for x, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        ]
+        to_hidden, to_weight, to_bias = sums
+        for number, part in enumerate(tiles.parts):
+            for block, rows in enumerate(tiles.rows):
+                if kept:
+                    logits = kept[block * len(tiles.parts) + number]
+                    bent, logprobs = None, logits - total[rows, None]
+                else:
+                    logits = tiles.made(rows, part)
+                    cap = head.softcap
+                    bent = None if cap is None else logits * (temperature / cap)
+                    logprobs = logits.sub_(total[rows, None])
+                slope = _slope(logprobs, rows, of_picked, of_spread, spread)
+                if of_picked is not None:
+                    place, inside = _places(labels[rows], part)
+                    slope.scatter_add_(1, place, of_picked[rows].where(inside, 0)[:, None])
+                if bent is not None:
+                    slope *= bent.square_().neg_().add_(1)
+                if head.scale != temperature:
+                    slope *= head.scale / temperature
+                if to_bias is not None:
+                    to_bias[part] += slope.sum(dim=0)
+                slope = slope.to(weight.dtype)
+                if to_hidden is not None:
+                    _add_product(to_hidden[rows], slope, weight[part])
+                if to_weight is not None:
+                    _add_product(to_weight[part], slope.T, hidden[rows])
+        narrow = (None if x is None else x.to(weight.dtype) for x in sums)
+        return (*narrow, None, None, None, None, None)
 
 
-def _raw(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.nn.functional.linear(hidden, weight, bias)
+class _Tiles:
+    """How [targets x vocabulary] is cut, and the logits of one tile."""
+
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        head: Head,
+        temperature: float,
+    ) -> None:
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.head, self.temperature = head, temperature
+        self.wide = torch.promote_types(torch.float32, weight.dtype)
+        limit = CHUNK_LOGITS if hidden.device.type == "cpu" else GPU_CHUNK_LOGITS
+        count, vocabulary = len(hidden), len(weight)
+        size = max(1, min(count, ROWS))
+        width = max(1, min(vocabulary, limit // size))
+        self.rows = [slice(n, min(n + size, count)) for n in range(0, count, size)]
+        self.parts = [slice(n, min(n + width, vocabulary)) for n in range(0, vocabulary, width)]
+        self._room = hidden.new_empty(size * width, dtype=self.wide)
+
+    def made(self, rows: slice, part: slice, *, fresh: bool = False) -> torch.Tensor:
+        """Logits / temperature of a tile; not `fresh`: valid until the next call."""
+        hidden, weight = self.hidden[rows], self.weight[part]
+        if weight.dtype == self.wide:
+            shape = len(hidden), len(weight)
+            room = self._room.new_empty(shape) if fresh else self._room[: shape[0] * shape[1]]
+            logits = torch.mm(hidden, weight.T, out=room.view(shape))
+        else:
+            logits = (hidden @ weight.T).to(self.wide)
+        if self.bias is not None:
+            logits += self.bias[part]
+        logits = self.head.finish(logits)
+        return logits if self.temperature == 1 else logits.div_(self.temperature)
 
 
-def _add_product(to: torch.Tensor, slope: torch.Tensor, hidden: torch.Tensor) -> None:
-    """Add slope^T hidden to a sum that may be wider than they are."""
-    if to.dtype == hidden.dtype:
-        to.addmm_(slope.T, hidden)
+def _places(labels: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Column [N, 1] of each label in a part of the vocabulary, any if outside; whether inside."""
+    inside = (labels >= part.start) & (labels < part.stop)
+    return (labels - part.start).clamp(0, part.stop - part.start - 1)[:, None], inside
+
+
+def _slope(
+    logprobs: torch.Tensor,
+    rows: slice,
+    of_picked: torch.Tensor | None,
+    of_spread: torch.Tensor | None,
+    spread: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient by the logits, but for what the labels themselves add. Overwrites `logprobs`.
+
+    Of log p(label): -p; of the entropy H: -p (log p + H).
+    """
+    if of_spread is None:
+        if of_picked is None:
+            return logprobs.zero_()
+        return logprobs.exp_().mul_(-of_picked[rows, None])
+    slope = logprobs.exp()
+    factor = logprobs.add_(spread[rows, None]).mul_(-of_spread[rows, None])
+    return slope.mul_(factor if of_picked is None else factor.sub_(of_picked[rows, None]))
+
+
+def _add_product(to: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left @ right to a sum that may be wider than they are."""
+    if to.dtype == left.dtype:
+        to.addmm_(left, right)
     else:
-        to += slope.T @ hidden
+        to += left @ right

@@ -174,6 +174,7 @@ def in_chunks(monkeypatch: pytest.MonkeyPatch, logits: int) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(head, "KEEP_VOCABULARY", 0)
         patch.setattr(head, "CHUNK_LOGITS", logits)
+        patch.setattr(head, "ROWS", 20)
         yield
 
 
