@@ -128,18 +128,25 @@ def answer_seed(seed: int, *numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
-def collect(live: Live, *, judged: bool = True) -> list[Group]:
-    """What the policy writes to this rollout's prompts, judged by each prompt's verifier.
+def collect(live: Live) -> list[Group]:
+    """What the policy writes to this rollout's prompts, and what each answer is worth.
 
-    Without `judged` every whole answer's reward is 0. The rank that writes an answer judges it.
+    By the options' `reward`: the verdict of the prompt's verifier times `verifier_weight`, the
+    reward model's score times `model_weight`, or their sum. The rank that writes an answer
+    judges it. What `counts` says is logged, and `verified`, the mean of the verdicts.
 
-    Raises UserError where not one answer could be written or judged, with the first reason.
+    Raises UserError without the reward model that is asked for, and where not one answer could
+    be written or judged, with the first reason.
     """
-    options = live.options
+    options, where = live.options, f"stage {live.stage.name!r}"
+    if options.reward != "verifier" and live.reward is None:
+        raise UserError(
+            f"{where}: options.reward is {options.reward!r}, but the stage names no reward_model"
+        )
     rows = [row for _, row in live.prompts]
     prompts = [tree.branches[0] for tree, _ in live.prompts]
     with live.ranks.together():
-        if judged:
+        if options.reward != "model":
             check_able(rows)
     if options.engine == "vllm":
         from trainloop.rollouts_vllm import sample as write
@@ -157,19 +164,69 @@ def collect(live: Live, *, judged: bool = True) -> list[Group]:
         ranks=live.ranks,
     )
     groups = [
-        Group(prompt, row, answers, [0.0 if one.error is None else None for one in answers],
-              [one.error for one in answers])
+        Group(
+            prompt,
+            row,
+            answers,
+            rewards=[None if answer.error else 0.0 for answer in answers],
+            errors=[answer.error for answer in answers],
+        )
         for prompt, row, answers in zip(prompts, rows, found, strict=True)
-    ]  # fmt: skip
-    if judged:
+    ]
+    if options.reward != "model":
         groups = _judged(groups, live.ranks)
     if all(reward is None for group in groups for reward in group.rewards):
         why = next((error for group in groups for error in group.errors if error), "no prompts")
         raise UserError(
-            f"stage {live.stage.name!r}, step {live.step:,}: none of the answers could be written "
-            f"and judged; the first because: {why}"
+            f"{where}, step {live.step:,}: none of the answers could be written and judged; the "
+            f"first because: {why}"
         )
+    if options.reward != "model":
+        live.log({"verified": counts(groups)["reward"]})
+    groups = _scored(live, groups)
+    live.log(counts(groups))
     return groups
+
+
+def _scored(live: Live, groups: list[Group]) -> list[Group]:
+    """The groups with the rewards that the options ask for, in place of verdicts."""
+    options = live.options
+    trees = [tree for tree in map(tree_of, groups) if tree is not None]
+    batch = batch_of([part for tree in trees for part in cut(tree, live.stage.micro_tokens)])
+    rewards = options.verifier_weight * batch.of_sequence["reward"]
+    if options.reward != "verifier":
+        assert live.reward is not None
+        rewards = rewards + options.model_weight * live.reward(batch)
+    return with_rewards(groups, rewards)
+
+
+def with_rewards(groups: Sequence[Group], rewards: Floats) -> list[Group]:
+    """The groups with `rewards` [S], in order, where they have a reward."""
+    following = iter(rewards.tolist())
+    return [
+        replace(one, rewards=[None if told is None else next(following) for told in one.rewards])
+        for one in groups
+    ]
+
+
+def tree_of(group: Group) -> Tree | None:
+    """The prompt and its answers that have a reward, every token a target; None without any.
+
+    Of each sequence: its `reward`, and whether it `ended` (1 or 0).
+    """
+    taken = [
+        (answer, reward)
+        for answer, reward in zip(group.rollouts, group.rewards, strict=True)
+        if reward is not None
+    ]
+    if not taken:
+        return None
+    of_sequence = {
+        "reward": [reward for _, reward in taken],
+        "ended": [float(answer.ended) for answer, _ in taken],
+    }
+    branches = tuple(answer.ids for answer, _ in taken)
+    return Tree(group.prompt, branches, tuple([True] * len(ids) for ids in branches), of_sequence)
 
 
 def _judged(groups: list[Group], ranks: Ranks) -> list[Group]:

@@ -18,6 +18,7 @@ tested against a module that records the calls, not against a GPU.
 from __future__ import annotations
 
 import importlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,14 +111,8 @@ def _awake(vllm: Any, model: Any, tokenizer: Any, rows: int) -> Any:
     engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
     engine.llm.wake_up(tags=["kv_cache"])
     engine.llm.reset_prefix_cache()  # its keys and values are the old weights'
-    _drop(folder.with_name(f"weights-{engine.handed - 1}"))
+    shutil.rmtree(folder.with_name(f"weights-{engine.handed - 1}"), ignore_errors=True)
     return engine.llm
-
-
-def _drop(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _written(

@@ -313,6 +313,24 @@ def test_truncated_answers_are_kept_or_masked_but_stay_in_the_mean(
     assert batch.labels.tolist()[2:5] == CUT, "no end-of-text token was written, none is a target"
 
 
+def test_a_reward_model_counts_with_its_weight_beside_the_verifier_or_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = [(RIGHT, 1.0), (WRONG, 0.0)]
+    settings: dict[str, Any] = {"advantages": "centred", "model_weight": 2.0}
+    for reward, wanted in (("both", [1 + 2 * 4, 2 * 1]), ("model", [2 * 4, 2 * 1])):
+        options = Options(reward=reward, **settings)  # type: ignore[arg-type]
+        live, log = _live_with(
+            monkeypatch, [group], options, reward=lambda batch: np.array([4.0, 1.0])
+        )
+        [batch] = OBJECTIVE.rollout(live)  # type: ignore[misc]
+        half = (wanted[0] - wanted[1]) / 2
+        assert batch.of_sequence["advantage"].tolist() == [half, -half]
+        assert log["reward"] == np.mean(wanted) and ("verified" in log) == (reward == "both")
+    with pytest.raises(UserError, match=r"stage 'rl': options.reward is 'model', but.*no reward_"):
+        OBJECTIVE.rollout(_live_with(monkeypatch, [group], options)[0])  # type: ignore[misc]
+
+
 def test_several_steps_per_rollout_get_the_log_probabilities_of_its_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

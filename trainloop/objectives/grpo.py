@@ -40,7 +40,7 @@ from trainloop.data import Tree, batch_of
 from trainloop.objectives import Floats, Live, Loss, Objective
 from trainloop.objectives.next_token import render
 from trainloop.records import Schedule
-from trainloop.rollouts import answer_seed, collect, counts, cut, filled, record, step_batches
+from trainloop.rollouts import answer_seed, collect, cut, filled, record, step_batches, tree_of
 
 if TYPE_CHECKING:
     from trainloop.data import Batch
@@ -54,6 +54,11 @@ class Options:
     """Answers per prompt."""
     temperature: float = 1.0
     max_new_tokens: int = 1024
+    reward: Literal["verifier", "model", "both"] = "verifier"
+    verifier_weight: float = 1.0
+    """Times the verifier's verdict."""
+    model_weight: float = 1.0
+    """Times the score of the stage's reward model."""
     advantages: Literal["standardised", "centred", "leave_one_out"] = "standardised"
     length: Literal["sequence", "tokens", "constant"] = "sequence"
     """What a token counts: 1 / tokens of its answer, so that answers count alike; 1 / tokens of
@@ -125,30 +130,26 @@ def rollout(live: Live) -> list[Batch]:
     groups = collect(live)
     record(live, groups)
     kept, same, masked = [], 0, 0
-    for group in groups:
-        judged = [
-            (answer, reward)
-            for answer, reward in zip(group.rollouts, group.rewards, strict=True)
-            if reward is not None
-        ]
-        found = group_advantages([reward for _, reward in judged], options.advantages)
-        if not found.any():
+    for tree in map(tree_of, groups):
+        found = group_advantages(tree.of_sequence["reward"] if tree else [], options.advantages)
+        if tree is None or not found.any():
             same += 1
             continue
         taken = [
-            (answer.ids, advantage)
-            for (answer, _), advantage in zip(judged, found.tolist(), strict=True)
-            if answer.ended or options.truncated == "kept"
+            number
+            for number, ended in enumerate(tree.of_sequence["ended"])
+            if ended or options.truncated == "kept"
         ]
-        masked += len(judged) - len(taken)
+        masked += len(found) - len(taken)
         if taken:
-            branches = tuple(ids for ids, _ in taken)
-            asked = tuple([True] * len(ids) for ids in branches)
-            of_sequence = {"advantage": [advantage for _, advantage in taken]}
-            tree = Tree(group.prompt, branches, asked, of_sequence)
-            kept.append(cut(tree, live.stage.micro_tokens))
-    dropped = {"groups": len(groups), "dropped_groups": same, "masked_answers": masked}
-    live.log(counts(groups) | dropped)
+            learnt = Tree(
+                tree.prompt,
+                tuple(tree.branches[number] for number in taken),
+                tuple(tree.targets[number] for number in taken),
+                {"advantage": found[taken].tolist()},
+            )
+            kept.append(cut(learnt, live.stage.micro_tokens))
+    live.log({"groups": len(groups), "dropped_groups": same, "masked_answers": masked})
     flat = [tree for part in kept for tree in part]
     whole = iter(filled(flat, _numbers(live, batch_of(flat)) if flat else {}))
     return step_batches(

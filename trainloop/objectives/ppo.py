@@ -29,26 +29,26 @@ What it cannot do: start a critic from nothing well; without a reward model it h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from evalsuite.errors import UserError
 from trainloop.advantages import gae, whitened
-from trainloop.data import Tree, batch_of
+from trainloop.data import batch_of
 from trainloop.objectives import Floats, Live, Loss, Objective, targets
 from trainloop.objectives.grpo import check_writing, encode, needs_reference, steps_per_rollout
 from trainloop.records import Schedule
 from trainloop.rollouts import (
-    Group,
     answer_seed,
     collect,
-    counts,
     cut,
     filled,
     record,
     step_batches,
+    tree_of,
+    with_rewards,
 )
 
 if TYPE_CHECKING:
@@ -102,29 +102,17 @@ class Options:
 def rollout(live: Live) -> list[Batch]:
     """Write and judge answers, and say what each token was worth; the next steps' batches."""
     options: Options = live.options
-    if options.reward != "verifier" and live.reward is None:
-        raise UserError(
-            f"stage {live.stage.name!r}: options.reward is {options.reward!r}, but the stage names "
-            "no reward_model"
-        )
-    groups = collect(live, judged=options.reward != "model")
-    log = counts(groups)
-    lists = [cut(tree, live.stage.micro_tokens) for tree in _trees(groups)]
+    groups = collect(live)
+    trees = [tree for tree in map(tree_of, groups) if tree is not None]
+    lists = [cut(tree, live.stage.micro_tokens) for tree in trees]
     flat = [tree for part in lists for tree in part]
     batch = batch_of(flat)
-    scores = _scores(live, batch)
-    score = iter(scores.tolist())
-    record(
-        live,
-        [
-            replace(one, rewards=[None if told is None else next(score) for told in one.rewards])
-            for one in groups
-        ],
-    )
-    if options.reward != "model":
-        log["verified"] = log["reward"]
+    scores = batch.of_sequence["reward"].copy()
+    if options.without_end is not None:
+        scores[batch.of_sequence["ended"] == 0] = options.without_end
+    record(live, with_rewards(groups, scores))
     numbers, kl = _worth(live, batch, scores)
-    live.log(log | {"reward": float(scores.mean()), "answer_kl": kl})
+    live.log({"reward": float(scores.mean()), "answer_kl": kl})
     whole = iter(filled(flat, numbers))
     return step_batches(
         [[next(whole) for _ in part] for part in lists],
@@ -132,40 +120,6 @@ def rollout(live: Live) -> list[Batch]:
         epochs=options.epochs,
         seed=answer_seed(live.seed, live.step),
     )
-
-
-def _trees(groups: list[Group]) -> list[Tree]:
-    """One per prompt, of its answers that have a reward."""
-    trees = []
-    for group in groups:
-        taken = [
-            (answer, reward)
-            for answer, reward in zip(group.rollouts, group.rewards, strict=True)
-            if reward is not None
-        ]
-        if taken:
-            of_sequence = {
-                "reward": [reward for _, reward in taken],
-                "ended": [float(answer.ended) for answer, _ in taken],
-            }
-            branches = tuple(answer.ids for answer, _ in taken)
-            asked = tuple([True] * len(ids) for ids in branches)
-            trees.append(Tree(group.prompt, branches, asked, of_sequence))
-    return trees
-
-
-def _scores(live: Live, batch: Batch) -> Floats:
-    """The score of each answer, [S]."""
-    options: Options = live.options
-    scores = np.zeros(batch.sequences)
-    if options.reward != "model":
-        scores += options.verifier_weight * batch.of_sequence["reward"]
-    if options.reward != "verifier":
-        assert live.reward is not None
-        scores += options.model_weight * live.reward(batch)
-    if options.without_end is not None:
-        scores[batch.of_sequence["ended"] == 0] = options.without_end
-    return scores
 
 
 def _worth(live: Live, batch: Batch, scores: Floats) -> tuple[dict[str, Floats], float]:
