@@ -93,6 +93,12 @@ def test_a_longer_order_begins_like_a_shorter_one(sizes, weights, amount, more):
     assert np.array_equal(unit, units[: len(unit)])
 
 
+def test_two_streams_are_merged_no_further_than_both_are_known():
+    short, long = ((ones(n), np.full(n, number), np.arange(n)) for number, n in ((0, 2), (1, 9)))
+    _, source, _ = packing._merged(short, 0.5, long, 0.5)
+    assert source.tolist() == [0, 1, 0, 1], "a third of the first would come next"
+
+
 def test_adding_a_source_keeps_the_other_sources_order():
     sizes = {"a": np.full(50, 10, dtype=np.int64), "b": np.full(50, 7, dtype=np.int64)}
     _, _, alone = packing.mixture_order({"a": sizes["a"]}, {"a": 1.0}, amount=300, seed=3)
