@@ -93,7 +93,7 @@ class StageCosts:
     memory: tuple[Memory, ...] = ()
     """The recipe's own setting first; none for a soup."""
     fits: Memory | None = None
-    """The first setting that fits, with a micro-batch of one document where it must."""
+    """The first setting that fits, with the largest micro-batch that does."""
     least_gpus: int | None = None
     """Powers of two are tried: GPUs on which the thriftiest setting fits; None: on no number."""
     hours: float | None = None
@@ -272,7 +272,8 @@ def _fitted(
 ) -> StageCosts:
     """The bill with its memory by setting, the first that fits, and the hours it takes.
 
-    The recipe's `own` setting is tried first, then the others, then all a row at a time.
+    The recipe's `own` setting is tried first, then the others, each with as large a micro-batch
+    as fits.
     """
 
     def under(setting: Setting, count: int, tokens: int) -> Memory:
@@ -290,11 +291,11 @@ def _fitted(
         )
 
     limit = available * GIB
+    asked = load.micro_tokens(gpus)
     others = [each for each in SETTINGS if each != own and (gpus > 1 or each.distributed == "ddp")]
-    tried = [own, *others]
-    as_asked = tuple(under(setting, gpus, load.micro_tokens(gpus)) for setting in tried)
-    smaller = [under(setting, gpus, load.row) for setting in tried]
-    fits = next((one for one in (*as_asked, *smaller) if one.total <= limit), None)
+    as_asked = tuple(under(setting, gpus, asked) for setting in (own, *others))
+    thrifty = (under(each.setting, gpus, _most(each, load.row, limit)) for each in as_asked)
+    fits = next((one for one in thrifty if one.total <= limit), None)
     counts = [2**power for power in range(15)]
     least = next((n for n in counts if under(THRIFTIEST, n, load.row).total <= limit), None)
     hours = None
@@ -303,6 +304,19 @@ def _fitted(
         speed = gpus * device.peak[fits.setting.precision] * UTILISATION
         hours = (costs.flops + again) / speed / 3600
     return replace(costs, memory=as_asked, fits=fits, least_gpus=least, hours=hours)
+
+
+def _most(found: Memory, row: int, limit: float) -> int:
+    """The largest micro-batch up to `found`'s own with which it takes `limit` bytes at most.
+
+    Whole rows of `row` tokens; one where not even that fits. Gradients are the same for any.
+    """
+    if found.total <= limit:
+        return found.tokens
+    # What grows with tokens grows in proportion, or less where logits come in chunks.
+    growing = found.activations + found.again + found.critic_activations
+    room = growing - (found.total - limit)
+    return max(1, int(room / growing * found.tokens) // row) * row
 
 
 # --- what is read ------------------------------------------------------------------------------
@@ -368,13 +382,20 @@ def _suites(recipe: Recipe, base: Path, mirror: Path | None) -> tuple[int, list[
     total, notes = 0.0, []
     for given in recipe.suites:
         suite = load_suite(base / given if given.endswith((".yaml", ".yml")) else given)
+        missing = []
         for _, task in suite.tasks:
             try:
                 ready = harness.prepare(task, mirror)
             except UserError as error:
-                notes.append(f"suite {suite.name}: {task.task} is not counted: {error}")
+                missing.append((task.task, str(error)))
                 continue
             total += task.samples * sum(_of_doc(requests) for requests in ready.requests)
+        if missing:
+            first, why = missing[0]
+            notes.append(
+                f"suite {suite.name}: {len(missing)} of {len(suite.tasks)} tasks are not counted: "
+                f"{first}: {why}"
+            )
     return round(total), notes
 
 
@@ -459,7 +480,7 @@ def _memory_lines(stage: StageCosts, found: Plan) -> list[str]:
     names = ["parameters", "gradients", "moments", "gathered", "activations", "logits"]
     names += [
         name
-        for name in ("reference", "critic", "whole", "cache")
+        for name in ("critic_activations", "reference", "critic", "whole", "cache")
         if any(getattr(one, name) for one in stage.memory)
     ]
     rows: list[Sequence[str]] = [("GiB per GPU", *names, "training", "total", "")]

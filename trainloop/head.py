@@ -98,7 +98,7 @@ class _TargetLogprobs(torch.autograd.Function):
         count, vocabulary = len(hidden), len(weight)
         few = vocabulary <= KEEP_VOCABULARY and count * vocabulary <= KEEP_LOGITS
         keep = grad and few and head.softcap is None
-        picked, total, spread = hidden.new_zeros(3, count, dtype=tiles.wide)
+        picked, total, spread = (hidden.new_zeros(count, dtype=tiles.wide) for _ in range(3))
         kept = []
         for rows in tiles.rows:
             highest = total.new_full((len(labels[rows]),), -torch.inf)

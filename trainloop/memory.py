@@ -101,7 +101,8 @@ class Memory:
     reference: float
     """The frozen models of an RL stage: the reference policy and the reward model."""
     critic: float
-    """ppo: its parameters, gradients, moments and activations."""
+    """ppo: its parameters, gradients and moments."""
+    critic_activations: float
     whole: float
     """fsdp: the whole copy that scores and writes answers; it and activations take turns."""
     cache: float
@@ -112,8 +113,8 @@ class Memory:
     @property
     def training(self) -> float:
         """The peak while gradients are computed."""
-        working = self.gathered + self.activations + max(self.again, self.logits)
-        return self._standing + working + (self.whole if self.rollouts else 0.0)
+        kept = self.gathered + self.activations + self.critic_activations
+        return self._standing + kept + max(self.again, self.logits) + self.whole * self.rollouts
 
     @property
     def total(self) -> float:
@@ -252,7 +253,8 @@ def memory(
         # The gradient of the output matrix is summed over chunks, and then added to the others'.
         logits=float(HEAD_BYTES * chunk * shape.vocab + 8 * shape.vocab * shape.hidden),
         reference=frozen * (reference + reward),
-        critic=16.0 * n * share + activations if critic else 0.0,
+        critic=16.0 * n * share * critic,
+        critic_activations=activations * critic,
         whole=4.0 * n if sharded else 0.0,
         cache=cache,
         rollouts=answers > 0,

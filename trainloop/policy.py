@@ -21,7 +21,7 @@ import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,9 +61,11 @@ class Tensors:
     """Where the padded way finds everything."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outputs:
-    """What was asked for; the rest is None. Float32, or float64 of float64 models."""
+class Outputs(NamedTuple):
+    """What was asked for; the rest is None. Float32, or float64 of float64 models.
+
+    A named tuple, since sharding (FSDP2) looks into tuples for what will be differentiated.
+    """
 
     logprobs: torch.Tensor | None = None
     """[N] log-probability of each target (nats)."""
@@ -422,5 +424,5 @@ def _scalars(
     kind = next(head.parameters()).dtype
     # One number per token costs nothing, and in half precision it would have three digits.
     with torch.autocast(picked.device.type, enabled=False):
-        found = head(picked.to(kind))[:, 0]
+        found = head(picked.to(kind)).sum(dim=1)  # of one; FSDP2 wants no views
     return found.to(torch.promote_types(torch.float32, kind))

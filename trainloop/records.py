@@ -342,6 +342,12 @@ class Stage:
                 f"{where}: says not how much to train: give tokens and batch_tokens, or epochs "
                 "(or steps) and batch"
             )
+        for name in whole.mixture:
+            if name not in documents:
+                raise UserError(
+                    f"{where}: how many documents {name!r} will have is not known before they are "
+                    "written; give steps instead of epochs"
+                )
         read = sum(w * whole.epochs * documents[name] for name, w in whole.mixture.items())
         return replace(whole, steps=max(1, math.ceil(read / whole.batch - 1e-9)))
 

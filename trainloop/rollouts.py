@@ -135,8 +135,8 @@ def collect(live: Live) -> list[Group]:
     reward model's score times `model_weight`, or their sum. The rank that writes an answer
     judges it. What `counts` says is logged, and `verified`, the mean of the verdicts.
 
-    Raises UserError without the reward model that is asked for, and where not one answer could
-    be written or judged, with the first reason.
+    Raises UserError without the reward model that is asked for, and, with the first reason, where
+    not one answer could be written, or to several prompts not one judged.
     """
     options, where = live.options, f"stage {live.stage.name!r}"
     if options.reward != "verifier" and live.reward is None:
@@ -175,14 +175,16 @@ def collect(live: Live) -> list[Group]:
     ]
     if options.reward != "model":
         groups = _judged(groups, live.ranks)
-    if all(reward is None for group in groups for reward in group.rewards):
-        why = next((error for group in groups for error in group.errors if error), "no prompts")
+    without = [error for group in groups for error in group.errors if error]
+    unwritten = all(one.error for group in groups for one in group.rollouts)
+    if len(without) == len(groups) * options.samples and (unwritten or len(groups) > 1):
         raise UserError(
-            f"{where}, step {live.step:,}: none of the answers could be written and judged; the "
-            f"first because: {why}"
+            f"{where}, step {live.step:,}: none of the answers could be "
+            f"{'written' if unwritten else 'judged'}; the first because: {without[0]}"
         )
-    if options.reward != "model":
-        live.log({"verified": counts(groups)["reward"]})
+    verified = counts(groups).get("reward")
+    if options.reward != "model" and verified is not None:
+        live.log({"verified": verified})
     groups = _scored(live, groups)
     live.log(counts(groups))
     return groups
@@ -192,6 +194,8 @@ def _scored(live: Live, groups: list[Group]) -> list[Group]:
     """The groups with the rewards that the options ask for, in place of verdicts."""
     options = live.options
     trees = [tree for tree in map(tree_of, groups) if tree is not None]
+    if not trees:
+        return groups
     batch = batch_of([part for tree in trees for part in cut(tree, live.stage.micro_tokens)])
     rewards = options.verifier_weight * batch.of_sequence["reward"]
     if options.reward != "verifier":
@@ -265,14 +269,14 @@ def _judged(groups: list[Group], ranks: Ranks) -> list[Group]:
 def counts(groups: Sequence[Group]) -> dict[str, float]:
     """What a step's metrics say about its rollout.
 
-    reward: mean over judged answers; ended: share with an end-of-text token; answer_tokens:
+    reward: mean over judged answers, if there are any; ended: share with an end-of-text token; answer_tokens:
     mean; unjudged and unwritten: numbers of answers without a reward.
     """
     rollouts = [one for group in groups for one in group.rollouts]
     rewards = [one for group in groups for one in group.rewards if one is not None]
     unwritten = sum(one.error is not None for one in rollouts)
-    return {
-        "reward": float(np.mean(rewards)),
+    reward = {"reward": float(np.mean(rewards))} if rewards else {}
+    return reward | {
         "answers": float(len(rollouts)),
         "answer_tokens": float(np.mean([len(one.ids) for one in rollouts])),
         "ended": float(np.mean([one.ended for one in rollouts])),

@@ -106,14 +106,17 @@ def rollout(live: Live) -> list[Batch]:
     trees = [tree for tree in map(tree_of, groups) if tree is not None]
     lists = [cut(tree, live.stage.micro_tokens) for tree in trees]
     flat = [tree for part in lists for tree in part]
-    batch = batch_of(flat)
-    scores = batch.of_sequence["reward"].copy()
-    if options.without_end is not None:
-        scores[batch.of_sequence["ended"] == 0] = options.without_end
-    record(live, with_rewards(groups, scores))
-    numbers, kl = _worth(live, batch, scores)
-    live.log({"reward": float(scores.mean()), "answer_kl": kl})
-    whole = iter(filled(flat, numbers))
+    if flat:
+        batch = batch_of(flat)
+        scores = batch.of_sequence["reward"].copy()
+        if options.without_end is not None:
+            scores[batch.of_sequence["ended"] == 0] = options.without_end
+        groups = with_rewards(groups, scores)
+        numbers, kl = _worth(live, batch, scores)
+        live.log({"reward": float(scores.mean()), "answer_kl": kl})
+        flat = filled(flat, numbers)
+    record(live, groups)
+    whole = iter(flat)
     return step_batches(
         [[next(whole) for _ in part] for part in lists],
         updates=options.updates,
