@@ -8,6 +8,7 @@ process = start(["train", str(recipe)], log)         # in one that may be killed
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -17,10 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from evalsuite import config, microworld
 from evalsuite.files import canonical_json
+from evalsuite.records import ItemRow, as_json
 from tests.trainloop.conftest import CHAT, LLAMA
 from trainloop.prepare import Prepared, prepare
 from trainloop.records import Recipe
@@ -43,9 +46,9 @@ SUITE = {
     },
 }
 
-_processes = multiprocessing.get_context("forkserver")
+processes = multiprocessing.get_context("forkserver")
 # Each child starts with everything imported and compiled: a kill costs no start.
-_processes.set_forkserver_preload(["tests.trainloop.preload"])
+processes.set_forkserver_preload(["tests.trainloop.preload"])
 
 
 def recipe_text() -> dict[str, Any]:
@@ -140,12 +143,13 @@ def finish(recipe: Path, root: Path, **options: Any) -> tuple[Prepared, Run]:
 
 def start(arguments: Sequence[str], log: Path) -> Any:
     """`assay ARGUMENTS` in a process of its own, which writes what it says to `log`."""
-    process = _processes.Process(target=_assay, args=(list(arguments), str(log)))
+    process = processes.Process(target=run_assay, args=(list(arguments), str(log)))
     process.start()
     return process
 
 
-def _assay(arguments: list[str], log: str) -> None:
+def run_assay(arguments: list[str], log: str) -> None:
+    """What such a process does."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -211,3 +215,31 @@ class Command:
         """Wait until it ends, or so long."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
+
+
+def assert_same_items(ours: Sequence[ItemRow], theirs: Sequence[ItemRow]) -> None:
+    """The same rows in the same order, likelihoods to rounding: it depends on what is asked
+    together."""
+    numbers = ("value", "metrics", "samples")
+    for mine, other in zip(ours, theirs, strict=True):
+        rest = [
+            dataclasses.replace(row, value=None, metrics={}, samples=[]) for row in (mine, other)
+        ]
+        assert rest[0] == rest[1]
+        for name in numbers:
+            found, wanted = (_flat(as_json(row)[name]) for row in (mine, other))
+            assert found.keys() == wanted.keys()
+            for place, value in wanted.items():
+                near = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+                assert found[place] == near, (mine.task, mine.doc_id, name, place)
+
+
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    """The leaves of a JSON value by their places."""
+    if isinstance(value, dict):
+        parts = [(f"{place}.{key}", one) for key, one in value.items()]
+    elif isinstance(value, list):
+        parts = [(f"{place}[{number}]", one) for number, one in enumerate(value)]
+    else:
+        return {place: value}
+    return {at: leaf for name, one in parts for at, leaf in _flat(one, name).items()}

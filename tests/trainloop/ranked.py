@@ -8,7 +8,6 @@ a port the system chose, as they do under torchrun.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
@@ -19,7 +18,6 @@ import torch.distributed as dist
 
 from tests.trainloop import minirun
 
-_processes = multiprocessing.get_context("forkserver")
 SECONDS = 120
 
 
@@ -46,9 +44,9 @@ def together(work: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[
     store = meeting_place()
     started = []
     for rank in range(ranks):
-        mine, theirs = _processes.Pipe()
+        mine, theirs = minirun.processes.Pipe()
         told = environment(rank, ranks, store.port)
-        process = _processes.Process(target=_run, args=(theirs, told, work, arguments))
+        process = minirun.processes.Process(target=_run, args=(theirs, told, work, arguments))
         process.start()
         theirs.close()
         started.append((process, mine))
@@ -85,6 +83,3 @@ def _run(
         pipe.send((traceback.format_exc(), None))
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-assert minirun, "it says what the processes have imported"
