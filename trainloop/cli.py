@@ -120,6 +120,68 @@ def plan(recipe: str, mirror: Path | None, gpus: int, memory: float | None, devi
         click.echo(line)
 
 
+@train.command()
+@_recipe
+@click.argument("stage")
+@_runs
+@_mirror
+@click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="PROMPTS",
+    help="Measure the KL on answers to so many of the stage's prompts: stages that log none.",
+)
+def curve(
+    recipe: str,
+    stage: str,
+    runs: Path,
+    mirror: Path | None,
+    seed: int | None,
+    sample: int | None,
+) -> None:
+    """Show STAGE's scores of a trained RECIPE against its steps and its KL to where it started.
+
+    The rows are written to the stage's curve.jsonl. A score that falls while the KL grows is
+    over-optimisation: the stage should end earlier, or hand on its best checkpoint.
+
+    \b
+    Example:
+        assay train curve tulu3-micro grpo
+    """
+    from evalsuite.errors import did_you_mean
+    from evalsuite.progress import show_progress
+    from trainloop import curves
+    from trainloop.run import is_done, plan_stages
+
+    path = find_recipe(recipe)
+    with show_progress() as progress:
+        prepared = _prepare(path, runs, mirror, progress)
+        plans = {
+            each.stage.name: each
+            for each in plan_stages(prepared, variant=None, seed=_seed(prepared, seed))
+        }
+        if stage not in plans:
+            raise UserError(
+                f"{path}: no stage is named {stage!r}{did_you_mean(stage, plans)}; "
+                f"there are {', '.join(plans)}"
+            )
+        found = plans[stage]
+        if not is_done(prepared, found):
+            raise UserError(
+                f"stage {stage!r} is not done in {runs}; train it with: assay train {recipe}"
+            )
+        sampled = (
+            curves.sample(prepared, found, prompts=sample, progress=progress) if sample else None
+        )
+        points = curves.curve(prepared, found, sampled=sampled)
+    file = runs / "stages" / found.id / "curve.jsonl"
+    curves.write(points, file)
+    for line in curves.lines(points):
+        click.echo(line)
+    click.echo(f"{len(points):,} rows are in {file}")
+
+
 @click.command()
 @_recipe
 @_runs
