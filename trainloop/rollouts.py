@@ -179,7 +179,7 @@ def collect(live: Live) -> list[Group]:
     unwritten = all(one.error for group in groups for one in group.rollouts)
     if len(without) == len(groups) * options.samples and (unwritten or len(groups) > 1):
         raise UserError(
-            f"{where}, step {live.step:,}: none of the answers could be "
+            f"{where}, step {live.step + 1:,}: none of the answers could be "
             f"{'written' if unwritten else 'judged'}; the first because: {without[0]}"
         )
     verified = counts(groups).get("reward")
@@ -269,8 +269,8 @@ def _judged(groups: list[Group], ranks: Ranks) -> list[Group]:
 def counts(groups: Sequence[Group]) -> dict[str, float]:
     """What a step's metrics say about its rollout.
 
-    reward: mean over judged answers, if there are any; ended: share with an end-of-text token; answer_tokens:
-    mean; unjudged and unwritten: numbers of answers without a reward.
+    reward: mean over judged answers, if there are any; ended: share with an end-of-text token;
+    answer_tokens: mean; unjudged and unwritten: numbers of answers without a reward.
     """
     rollouts = [one for group in groups for one in group.rollouts]
     rewards = [one for group in groups for one in group.rewards if one is not None]

@@ -267,6 +267,15 @@ def test_an_unjudged_answer_is_dropped_and_counted(monkeypatch: pytest.MonkeyPat
     assert OBJECTIVE.total(batch, options) == 3
 
 
+def test_a_rollout_without_a_judged_answer_gives_empty_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = Options(epochs=2)
+    batches, log = _batches(monkeypatch, [[ENDED]], options, [None])
+    assert [batch.documents for batch in batches] == [0, 0]
+    assert log["unjudged"] == 1 and "reward" not in log
+
+
 def test_a_reward_model_that_the_stage_does_not_name_is_asked_for() -> None:
     policy = Policy(tinyrl.language_model(), tinyrl.scorer(1))
     live = tinyrl.tiny_live(policy, tinyrl.prompts(1), Options(reward="both"))
