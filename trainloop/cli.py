@@ -325,6 +325,9 @@ def _say_data(prepared: Prepared) -> None:
         click.echo(
             f"data {name}: {source.read:,} documents, {source.removed:,} removed as leaks{flag}"
         )
+    for name, shard in prepared.shards.items():
+        for reason, count in shard.left_out.items():
+            click.echo(f"data {name}: {count:,} rows left out: {reason}")
     for name, planted, found in plants_found(prepared):
         click.echo(f"plants in {name}: {found} of {planted} planted leaks found")
 
