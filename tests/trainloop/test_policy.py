@@ -244,7 +244,7 @@ def test_no_order_and_no_packing_changes_a_number(
         assert_close(policy(tensors(batch, "cpu")).logprobs, wanted)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), window=st.sampled_from([None, 3, 17, 130]))
 def test_groups_of_any_documents_attend_as_a_dense_mask_does(
     data: st.DataObject, window: int | None
