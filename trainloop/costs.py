@@ -294,8 +294,19 @@ def _fitted(
     asked = load.micro_tokens(gpus)
     others = [each for each in SETTINGS if each != own and (gpus > 1 or each.distributed == "ddp")]
     as_asked = tuple(under(setting, gpus, asked) for setting in (own, *others))
-    thrifty = (under(each.setting, gpus, _most(each, load.row, limit)) for each in as_asked)
-    fits = next((one for one in thrifty if one.total <= limit), None)
+
+    def largest(setting: Setting) -> Memory:
+        """With the largest micro-batch that fits; with one row where none does."""
+        low, high = 1, asked // load.row
+        while low < high:
+            middle = (low + high + 1) // 2
+            fit = under(setting, gpus, middle * load.row).total <= limit
+            low, high = (middle, high) if fit else (low, middle - 1)
+        return under(setting, gpus, low * load.row)
+
+    # Gradients are the same for any micro-batch, so that costs nothing.
+    tried = (one if one.total <= limit else largest(one.setting) for one in as_asked)
+    fits = next((one for one in tried if one.total <= limit), None)
     counts = [2**power for power in range(15)]
     least = next((n for n in counts if under(THRIFTIEST, n, load.row).total <= limit), None)
     hours = None
@@ -304,19 +315,6 @@ def _fitted(
         speed = gpus * device.peak[fits.setting.precision] * UTILISATION
         hours = (costs.flops + again) / speed / 3600
     return replace(costs, memory=as_asked, fits=fits, least_gpus=least, hours=hours)
-
-
-def _most(found: Memory, row: int, limit: float) -> int:
-    """The largest micro-batch up to `found`'s own with which it takes `limit` bytes at most.
-
-    Whole rows of `row` tokens; one where not even that fits. Gradients are the same for any.
-    """
-    if found.total <= limit:
-        return found.tokens
-    # What grows with tokens grows in proportion, or less where logits come in chunks.
-    growing = found.activations + found.again + found.critic_activations
-    room = growing - (found.total - limit)
-    return max(1, int(room / growing * found.tokens) // row) * row
 
 
 # --- what is read ------------------------------------------------------------------------------
@@ -483,7 +481,9 @@ def _memory_lines(stage: StageCosts, found: Plan) -> list[str]:
         for name in ("critic_activations", "reference", "critic", "whole", "cache")
         if any(getattr(one, name) for one in stage.memory)
     ]
-    rows: list[Sequence[str]] = [("GiB per GPU", *names, "training", "total", "")]
+    rows: list[Sequence[str]] = [
+        ("GiB per GPU", *(name.replace("_", " ") for name in names), "training", "total", "")
+    ]
     for number, one in enumerate(stage.memory):
         parts = (*(getattr(one, name) for name in names), one.training, one.total)
         fits = "fits" if one.total <= found.memory * GIB else "too large"

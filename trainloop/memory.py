@@ -5,7 +5,7 @@
 
 Weights, gradients and AdamW's two moments are float32: 4 + 4 + 8 bytes per parameter, whole under
 ddp and 1/N of them under fsdp. Activations are those that a decoder layer of Llama's kind saves
-for its backward pass (`_saved_per_token`); logits are held for a chunk of targets at a time.
+for its backward pass (`_saved_per_token`); logits are held a tile at a time.
 Against peaks metered on CPU (tests/trainloop/test_costs.py) the sum is 0 to 20 % high.
 What the formulas leave out: models with experts; fragmentation and the CUDA context, for which
 RESERVE stands.
@@ -25,8 +25,8 @@ RESERVE = 2.0 * GIB
 """Per GPU, for the CUDA context, communication buffers and fragmentation."""
 HEAD_LOGITS = 2**27
 """Logits that head.py makes at a time on a GPU, about."""
-HEAD_BYTES = 3 * 4
-"""Per logit: itself, its float32 softmax and its gradient."""
+HEAD_BYTES = 3 * 4 + 2
+"""Per logit: itself, its float32 softmax and its gradient, and a narrower copy."""
 
 Kind = Literal["ddp", "fsdp"]
 Precision = Literal["float32", "bfloat16"]
@@ -238,7 +238,7 @@ def memory(
     last = 8 * shape.hidden + stream + 8 * shape.head_dim + 12
     recompute = setting.gradient_checkpointing
     activations = tokens * (shape.layers * (stream if recompute else layer) + last)
-    chunk = min(tokens, max(1, head_logits // shape.vocab))
+    held = min(tokens * shape.vocab, head_logits)
     frozen = 4.0 * n * share
     cache = 2.0 * shape.layers * shape.kv_heads * shape.head_dim * wide * answers * answer_length
     return Memory(
@@ -250,8 +250,8 @@ def memory(
         gathered=gathered * (2 if critic else 1),
         activations=activations,
         again=tokens * layer if recompute else 0.0,
-        # The gradient of the output matrix is summed over chunks, and then added to the others'.
-        logits=float(HEAD_BYTES * chunk * shape.vocab + 8 * shape.vocab * shape.hidden),
+        # The gradient of the output matrix is summed over tiles, and then added to the others'.
+        logits=float(HEAD_BYTES * held + 8 * shape.vocab * shape.hidden),
         reference=frozen * (reference + reward),
         critic=16.0 * n * share * critic,
         critic_activations=activations * critic,

@@ -225,7 +225,7 @@ def test_gradient_checkpointing_keeps_one_number_per_unit_of_the_stream_and_laye
     assert again.again == pytest.approx(kept.activations / shape.layers, rel=0.02)
 
 
-def test_logits_are_held_for_a_chunk_of_targets_however_long_the_batch():
+def test_logits_are_held_a_tile_at_a_time_however_long_the_batch():
     shape = shape_of(configured(LLAMA_31_8B))
     short, long = (memory(shape, FP32, tokens=n).logits for n in (4096, 1 << 20))
     assert short == long < 6 * GIB
@@ -340,12 +340,12 @@ def test_ppo_trains_two_models_and_learns_from_each_answer_epochs_times(tmp_path
     assert stage.tokens == 3 * written
     assert stage.training_flops == 2 * 6 * n * stage.tokens
     assert stage.checkpoint_bytes == 2 * 12 * n
-    assert stage.memory[0].critic > 16 * n
+    assert stage.memory[0].critic == 16 * n and stage.memory[0].critic_activations > 0
 
 
 def test_the_recipes_own_setting_is_taken_when_it_fits(mini):
     assert all(str(stage.memory[0].setting) == "ddp float32" for stage in mini.stages)
-    assert all(stage.fits is stage.memory[0] and stage.hours for stage in mini.stages)
+    assert all(stage.fits == stage.memory[0] and stage.hours for stage in mini.stages)
 
 
 @pytest.fixture
@@ -364,6 +364,21 @@ def test_a_smaller_setting_is_proposed_for_7b_on_eight_gpus(tmp_path, seven_bill
     )
     said = "\n".join(costs.lines(found))
     assert f"-> {fits.setting}" in said and "7,298,617,344 parameters" in said
+
+
+def test_a_smaller_micro_batch_is_proposed_before_another_setting(tmp_path, monkeypatch):
+    shape = shape_of(configured(OLMO_2_1B))
+    monkeypatch.setattr(costs, "model_shape", lambda *_, **__: shape)
+    text = minirun.recipe_text()
+    long = {"sequence_length": 4096, "batch_tokens": 16 * 4096, "tokens": 32 * 4096}
+    text["stages"] = [text["stages"][0] | long | {"precision": "bfloat16", "score_every": None}]
+    [stage] = bill(tmp_path, text).stages
+    own = stage.memory[0]
+    assert own.tokens == 16 * 4096 and own.total > 80 * GIB
+    assert stage.fits.setting == own.setting and stage.fits.tokens % 4096 == 0
+    assert stage.fits.total <= 80 * GIB
+    more = memory(shape, own.setting, tokens=stage.fits.tokens + 4096)
+    assert more.total > 80 * GIB
 
 
 def test_too_few_gpus_are_told_how_many_would_do(tmp_path, seven_billion):
