@@ -367,9 +367,10 @@ def cut_log(path: Path, first: int) -> None:
     """Keep the rows of a JSON lines file whose "step" is `first` or earlier."""
     kept = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            # A kill may cut the last line short; it is past the last checkpoint anyway.
-            if line.endswith("}") and json.loads(line)["step"] <= first:
-                kept.append(line + "\n")
+        # A kill may cut the last line short; it is past the last checkpoint anyway.
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        for line in whole.split(b"\n") if whole else ():
+            if json.loads(line)["step"] <= first:
+                kept.append(line.decode("utf-8") + "\n")
     with publish_file(path) as handle:
         handle.writelines(kept)

@@ -298,3 +298,16 @@ def test_a_finished_stage_scored_more_often_gets_the_missing_checkpoints(world, 
     assert train_to_end(world, tmp_path, small_stage(score_every=512), seen=seen) == final
     assert [c.step for c in seen] == [4, 8, 12]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+
+
+def test_a_log_cut_short_by_a_kill_keeps_its_whole_lines_up_to_the_checkpoint(tmp_path):
+    log = tmp_path / "samples.jsonl"
+    rows = [{"step": step, "text": f"a\u2028{{x}} {step}"} for step in (1, 1, 2, 3)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    log.write_bytes("".join(lines).encode()[:-4])
+    train.cut_log(log, 2)
+    assert log.read_text(encoding="utf-8") == "".join(lines[:3])
+    train.cut_log(log, 0)
+    assert log.read_text() == ""
+    train.cut_log(tmp_path / "none.jsonl", 0)
+    assert (tmp_path / "none.jsonl").read_text() == ""
