@@ -2,7 +2,8 @@
 
     RANK=1 WORLD_SIZE=2   ->   launched() == (1, 2)
 
-It does not say that the others are there: ranks.join does.
+It does not say that the others are there: ranks.join does. But launchers that start processes
+which know nothing of each other, each of which would train as the only one, are found here.
 """
 
 from __future__ import annotations
@@ -11,9 +12,17 @@ import os
 
 from evalsuite.errors import UserError
 
+FOREIGN = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Where launchers that set no RANK say how many processes they started."""
+
 
 def launched() -> tuple[int, int]:
-    """(rank, ranks) as torchrun and `accelerate launch` tell them; (0, 1) without."""
+    """(rank, ranks) as torchrun and `accelerate launch` tell them; (0, 1) without.
+
+    Raises UserError where several processes were asked for and none was told its rank.
+    """
+    if "RANK" not in os.environ:
+        _check_alone()
     found = []
     for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")):
         text = os.environ.get(name, default)
@@ -30,3 +39,18 @@ def launched() -> tuple[int, int]:
             "`accelerate launch`, which set both"
         )
     return rank, count
+
+
+def _check_alone() -> None:
+    for name in FOREIGN:
+        if os.environ.get(name, "1") != "1":
+            raise UserError(
+                f"{name} says {os.environ[name]} processes were started, but RANK is not set: each "
+                "would train as the only one; start them with torchrun or `accelerate launch`"
+            )
+    # It sets the address when asked for several processes, and starts one.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        raise UserError(
+            "`accelerate launch` was asked for several processes (MASTER_ADDR is set) but started "
+            "one, as it does with --cpu; launch with --multi_gpu, or with torchrun"
+        )

@@ -45,8 +45,6 @@ WAIT_HOURS = 24
 """How long a rank waits for another that makes data or scores."""
 JOIN_MINUTES = 10
 """How long the first processes wait for the last one to start."""
-FOREIGN = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Where launchers that set no RANK say how many processes they started."""
 
 Kind = Literal["alone", "ddp", "fsdp"]
 
@@ -208,12 +206,6 @@ def join(kind: str = "ddp") -> Ranks:
 
     `kind` is "ddp" or "fsdp"; a process that was launched alone is "alone".
     """
-    for name in FOREIGN:
-        if os.environ.get(name, "1") != "1" and "RANK" not in os.environ:
-            raise UserError(
-                f"{name} says {os.environ[name]} processes were started, but RANK is not set: each "
-                "would train as the only one; start them with torchrun or `accelerate launch`"
-            )
     rank, count = launched()
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     if count == 1:

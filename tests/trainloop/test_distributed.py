@@ -1,9 +1,8 @@
-"""Two processes compute what one does: the same rows, the same gradients, one set of files."""
+"""Two processes do what one does: the same steps, the same item rows, one set of files."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -11,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from evalsuite.files import read_json
+from evalsuite import harness
+from evalsuite.errors import UserError
+from evalsuite.journal import Journal, open_journal
+from evalsuite.livemodel import load_model
 from evalsuite.scorefiles import read_evaluation
+from evalsuite.suites import load_suite
 from tests.trainloop import minirun
-from tests.trainloop.gradients import gradients
+from tests.trainloop.gradients import joined
+from tests.trainloop.ranked import together
 from trainloop import checkpoint as checkpoints
 
 LAUNCHERS = {
@@ -23,7 +27,7 @@ LAUNCHERS = {
         "--master-addr", "127.0.0.1", "--master-port",
     ],
     "accelerate launch": [
-        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
         "--main_process_port",
     ],
@@ -49,62 +53,136 @@ def launch(launcher: str, command: Sequence[str], folder: Path, log: Path) -> No
     assert process.exitcode == 0, log.read_text()
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_train_what_one_does(launcher, finished, repository, tmp_path):
+@pytest.mark.parametrize(("launcher", "kind"), [("torchrun", "fsdp"), ("accelerate launch", "ddp")])
+def test_two_processes_train_what_one_does(launcher, kind, finished, repository, tmp_path):
+    recipe = minirun.write_recipe(tmp_path, minirun.recipe_text() | {"distributed": kind})
     root, log = tmp_path / "runs", tmp_path / "log"
-    command = ["-m", "assay", "train", str(finished.recipe), "--runs", str(root)]
-    launch(launcher, command, repository, log)
+    launch(launcher, ["-m", "assay", "train", str(recipe), "--runs", str(root)], repository, log)
     said = log.read_text()
-    assert said.count(f"run {finished.run.id} is in {root}") == 1, "one process speaks"
+    assert said.count(f"is in {root}") == 1, "one process speaks"
     assert said.count("plants in sums: 6 of 6") == 1
     for plan in finished.run.stages:
         place = Path("stages") / plan.id / "metrics.jsonl"
         alone = list(map(json.loads, (finished.root / place).read_text().splitlines()))
         both = list(map(json.loads, (root / place).read_text().splitlines()))
-        assert [row["step"] for row in both] == list(range(1, plan.stage.steps + 1))
-        assert [row["target_tokens"] for row in both] == [row["target_tokens"] for row in alone]
+        for key in ("step", "tokens", "target_tokens"):
+            assert [row[key] for row in both] == [row[key] for row in alone]
         assert [row["loss"] for row in both] == pytest.approx(
             [row["loss"] for row in alone], rel=1e-4
         )
         for checkpoint in plan.checkpoint_ids:
-            checkpoints.verify(root / "checkpoints" / checkpoint)
+            folder = root / "checkpoints" / checkpoint
+            checkpoints.verify(folder)
+            record = checkpoints.read(root, checkpoint)
+            assert record is not None
+            assert record.ranks == 2
+            shards = list(folder.glob("optimizer/*.safetensors"))
+            assert len(shards) == (2 if kind == "fsdp" else 0), "it is what was asked for"
             [scores] = (root / "scores" / checkpoint).iterdir()
             assert len(read_evaluation(scores).items) == 2 * minirun.ITEMS
-    for room in ("checkpoints", "scores", "runs", "stages", "tokens"):
+    for room in ("checkpoints", "scores", "stages", "tokens"):
         assert sorted(f.name for f in (root / room).iterdir()) == sorted(
             f.name for f in (finished.root / room).iterdir()
         )
 
 
-def test_in_float64_two_processes_have_the_gradient_of_one(finished, repository, tmp_path):
-    root = tmp_path / "runs"
-    shutil.copytree(finished.root, root)
-    alone = gradients(finished.recipe, root)
-    out = tmp_path / "two.json"
-    command = ["-m", "tests.trainloop.gradients", str(finished.recipe), str(root), str(out)]
-    port = free_port()
-    ranks = [
-        minirun.Command(
-            [sys.executable, *command],
-            repository,
-            tmp_path / f"log-{rank}",
-            {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
+def test_accelerates_way_to_start_one_process_for_two_is_refused(finished, repository, tmp_path):
+    words = [*LAUNCHERS["accelerate launch"], free_port(), "-m", "assay", "train"]
+    words[words.index("--multi_gpu")] = "--cpu"
+    log = tmp_path / "log"
+    command = [sys.executable, *words, str(finished.recipe), "--runs", str(tmp_path / "runs")]
+    process = minirun.Command(command, repository, log)
+    process.join(240)
+    assert process.exitcode == 1
+    assert "was asked for several processes (MASTER_ADDR is set) but started one" in log.read_text()
+    assert not (tmp_path / "runs" / "checkpoints").exists()
+
+
+# --- scoring -----------------------------------------------------------------------------------
+
+
+def scored(folder: Path, suite: Path, journal: Path | None = None):
+    """The evaluation of a checkpoint by the ranks of this launch, and what each one asked."""
+    asked = []
+    with joined("ddp") as ranks:
+        model, tokenizer = load_model(folder)
+        evaluation = harness.score(
+            model,
+            load_suite(str(suite)),
+            tokenizer=tokenizer,
+            journal=journal,
+            model_id="m",
+            ranks=(ranks.rank, ranks.count),
+            gather=ranks.gather,
+            progress=lambda what, done, total: asked.append(total),
         )
-        for rank in range(2)
-    ]
-    for rank, process in enumerate(ranks):
-        process.join(120)
-        assert process.exitcode == 0, (tmp_path / f"log-{rank}").read_text()
-    both = read_json(out)
-    assert (alone["ranks"], both["ranks"]) == (1, 2)
-    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-12)
-    for mine, theirs in zip(both["gradients"], alone["gradients"], strict=True):
-        for parameter, other in zip(mine, theirs, strict=True):
-            assert parameter == pytest.approx(other, rel=1e-10, abs=1e-13)
-            assert any(parameter)
+        return evaluation, max(asked)
+
+
+@pytest.fixture
+def last(finished):
+    """The finished run's last checkpoint, its suite's file and its published evaluation."""
+    checkpoint = finished.run.stages[-1].checkpoint_ids[-1]
+    [scores] = (finished.root / "scores" / checkpoint).iterdir()
+    folder = checkpoints.folder_of(finished.root, checkpoint)
+    return folder, finished.folder / "tiny.yaml", read_evaluation(scores)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_share_a_suites_docs_make_the_item_rows_of_one_process(last, ranks):
+    folder, suite, published = last
+    alone, total = scored(folder, suite)
+    minirun.assert_same_items(alone.items, published.items)
+    parts = together(scored, folder, suite, ranks=ranks)
+    for evaluation, asked in parts:
+        minirun.assert_same_items(evaluation.items, alone.items)
+        assert [one.value for one in evaluation.scores] == pytest.approx(
+            [one.value for one in alone.scores], rel=1e-5
+        )
+        assert evaluation.notes == alone.notes
+        assert asked == total / ranks
+
+
+def test_a_scoring_that_two_ranks_began_another_number_of_ranks_ends(last, tmp_path):
+    folder, suite, published = last
+    journal = tmp_path / "answers.jsonl"
+    [(_, share), _] = together(scored, folder, suite, journal)
+    written = {file.name: file.read_bytes() for file in sorted(tmp_path.iterdir())}
+    assert list(written) == ["answers.jsonl", "answers.jsonl.1"]
+    with open_journal(journal) as book:
+        assert len(book) == 2 * share, "each answer once"
+    # The second rank was cut down in the middle of a line, the first one is alone now.
+    second = tmp_path / "answers.jsonl.1"
+    second.write_bytes(written[second.name][: -len(written[second.name]) // 3])
+    left = len(open_lines(journal)) + len(open_lines(second))
+    evaluation, _ = scored(folder, suite, journal)
+    minirun.assert_same_items(evaluation.items, published.items)
+    added = len(open_lines(journal)) - len(written[journal.name].splitlines())
+    assert added == 2 * share - left, "what the other rank knew is not asked again"
+
+
+def open_lines(journal: Path) -> list[bytes]:
+    """The whole lines of a file."""
+    return [line for line in journal.read_bytes().splitlines(True) if line.endswith(b"\n")]
+
+
+def test_what_stops_one_rank_of_a_scoring_stops_all(last, tmp_path):
+    folder, suite, _ = last
+    for said in together(_stopped, folder, suite, tmp_path / "answers.jsonl"):
+        assert "no space" in said
+
+
+def _stopped(folder, suite, journal):
+    put = Journal.put
+
+    def refused(journal, key, answer):
+        if journal._place.name.endswith(".1"):
+            raise UserError("no space")
+        put(journal, key, answer)
+
+    Journal.put = refused
+    try:
+        scored(folder, suite, journal)
+    except UserError as error:
+        return str(error)
+    return "went on"

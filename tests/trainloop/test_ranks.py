@@ -19,6 +19,7 @@ from tests.trainloop.gradients import (
 )
 from tests.trainloop.ranked import environment, meeting_place, together
 from trainloop import ranks as joining
+from trainloop.launch import FOREIGN
 from trainloop.policy import tensors
 
 SPLITS = [None, 40, 20, 1]
@@ -27,7 +28,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @pytest.fixture(autouse=True)
 def nobody_launched(monkeypatch):
-    for name in (*LAUNCHED, *joining.FOREIGN, "TORCHELASTIC_USE_AGENT_STORE"):
+    for name in (*LAUNCHED, *FOREIGN, "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -198,6 +199,10 @@ def test_one_process_is_its_own_company():
         ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is 'two'"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS says 2"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "each would train as the only one"),
+        (
+            {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},
+            "asked for several processes .* but started one",
+        ),
     ],
 )
 def test_a_launch_that_would_train_unconnected_replicas_is_refused(told, says, monkeypatch):
