@@ -488,22 +488,24 @@ def _memory_lines(stage: StageCosts, found: Plan) -> list[str]:
         parts = (*(getattr(one, name) for name in names), one.training, one.total)
         fits = "fits" if one.total <= found.memory * GIB else "too large"
         name = str(one.setting) + (" (the recipe's)" if number == 0 else "")
-        rows.append((name, *(f"{part / GIB:.3g}" for part in parts), fits))
+        rows.append((name, *map(_gib, parts), fits))
     said = [
         f"{stage.name}: micro-batches of at most {stage.memory[0].tokens:,} tokens",
         *_table(rows),
     ]
     if stage.fits is None:
-        more = (
-            f"from {stage.least_gpus:,} GPUs on, {THRIFTIEST} does"
-            if stage.least_gpus
-            else "more of these GPUs would not help"
-        )
+        whole = max(one.whole for one in stage.memory)
+        if stage.least_gpus:
+            more = f"from {stage.least_gpus:,} GPUs on, {THRIFTIEST} does"
+        elif whole > found.memory * GIB:
+            more = f"the whole copy for scoring takes {_gib(whole)} GiB on any number of GPUs"
+        else:
+            more = "more of these GPUs would not help"
         return [*said, f"-> nothing fits {found.memory:g} GiB; {more}"]
     smaller = ""
     if stage.fits.tokens < stage.memory[0].tokens:
         smaller = f" with micro_tokens: {stage.fits.tokens}"
-    return [*said, f"-> {stage.fits.setting}{smaller}: {stage.fits.total / GIB:.3g} GiB"]
+    return [*said, f"-> {stage.fits.setting}{smaller}: {_gib(stage.fits.total)} GiB"]
 
 
 def _assumptions(found: Plan) -> list[str]:
@@ -529,6 +531,11 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _gib(count: float) -> str:
+    """Three digits, or all of them before the point."""
+    return f"{count / GIB:,.0f}" if count >= 100 * GIB else f"{count / GIB:.3g}"
 
 
 def _bytes(count: float) -> str:

@@ -394,6 +394,15 @@ def test_too_few_gpus_are_told_how_many_would_do(tmp_path, seven_billion):
     assert "more of these GPUs would not help" in "\n".join(costs.lines(none))
 
 
+def test_a_model_whose_whole_copy_fits_no_gpu_is_told_so(tmp_path, monkeypatch):
+    shape = shape_of(configured(LLAMA_31_70B))
+    monkeypatch.setattr(costs, "model_shape", lambda *_, **__: shape)
+    found = bill(tmp_path, gpus=64)
+    assert found.stages[0].fits is None and found.stages[0].least_gpus is None
+    said = "\n".join(costs.lines(found))
+    assert "the whole copy for scoring takes 263 GiB on any number of GPUs" in said
+
+
 def test_hours_are_operations_at_the_stated_share_of_the_peak(mini):
     stage = mini.stages[0]
     speed = mini.device.peak["float32"] * costs.UTILISATION
