@@ -20,9 +20,10 @@ import torch
 
 from evalsuite.errors import UserError
 from evalsuite.livemodel import modes_put_back
-from trainloop.data import Tokens, Tree, batch_of, micro_batches
+from trainloop.data import Tokens, Tree, batch_of
 from trainloop.objectives import Floats, Objective
 from trainloop.policy import tensors
+from trainloop.train import share_of
 
 if TYPE_CHECKING:
     from trainloop.ranks import Ranks
@@ -60,9 +61,7 @@ def measure(
                 batch = replace(batch, of_sequence={**batch.of_sequence, "reference": known})
             size += sum(_bytes(tree, tokenizer) for tree in chunk if len(tree.branches) == 1)
             mine: list[tuple[str, float, float]] = []
-            for piece in micro_batches(
-                batch, rank=ranks.rank, ranks=ranks.count, tokens=stage.micro_tokens
-            ):
+            for piece in share_of(batch, ranks, stage.micro_tokens):
                 there = tensors(piece, ranks.device)
                 with ranks.autocast(stage.precision):
                     outputs = module(there, **forward)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from evalsuite.livemodel import modes_put_back
-from trainloop.data import Batch, micro_batches
+from trainloop.data import Batch
 from trainloop.objectives import Floats, Live
 from trainloop.policy import Policy, tensors
-from trainloop.train import Leg, Models, cut_log
+from trainloop.train import Leg, Models, cut_log, share_of
 
 if TYPE_CHECKING:
     from trainloop.ranks import Ranks
@@ -121,9 +121,7 @@ class Everywhere:
             marked = replace(batch, of_sequence=places)
         else:
             marked = replace(batch, of_target=places)
-        pieces = micro_batches(
-            marked, rank=ranks.rank, ranks=ranks.count, tokens=self._stage.micro_tokens
-        )
+        pieces = share_of(marked, ranks, self._stage.micro_tokens)
         # Under ddp the inner module will do: nothing is reduced. Shards need the outer one.
         module = self._module if ranks.kind == "fsdp" else ranks.bare(self._module)
         mine = []

@@ -277,7 +277,7 @@ class Stage:
     """Peak rate; "parent" is the rate at which the parent stage ended."""
     schedule: Schedule | None = None
     micro_tokens: int | None = None
-    """Most tokens per forward pass; by default the rank's whole share of the batch."""
+    """Most tokens per forward pass; by default 1,024 on CPU, else the rank's whole share."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: weights stay in float32, matrices are multiplied in bfloat16."""
     gradient_checkpointing: bool = False
