@@ -11,8 +11,8 @@ import click
 from evalsuite.errors import UserError
 
 if TYPE_CHECKING:
-    from trainloop.prepare import Prepared
     from trainloop.plans import StagePlan
+    from trainloop.prepare import Prepared
     from trainloop.run import Run
 
 RECIPES = Path(__file__).parent.parent / "recipes"
