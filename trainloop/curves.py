@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from evalsuite.errors import UserError
 from evalsuite.files import publish_file, read_jsonl
+from evalsuite.progress import Progress, silent
 from evalsuite.records import ALL
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 WINDOW = 10
 LOGGED = ("answer_kl", "kl")
 """Names under which objectives log a KL: per answer, else per token; in nats."""
+ANSWER_TOKENS = 256
+"""At most so many are written per answer where a KL is sampled."""
 WIDTH = 30
 """Characters of a bar."""
 
@@ -250,7 +254,7 @@ def kl_to_reference(
     tokenizer: Any,
     ranks: Ranks,
     samples: int = 4,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = ANSWER_TOKENS,
     seed: int = 0,
     rows: int = 64,
 ) -> SampledKl:
@@ -318,3 +322,80 @@ def _log_ratios(
         logprobs = outputs.logprobs.double().cpu().numpy()
         found.append(np.bincount(batch.sequence, weights=logprobs, minlength=len(answers)))
     return found[0] - found[1]
+
+
+def sample(
+    prepared: Prepared, plan: StagePlan, *, prompts: int, progress: Progress = silent
+) -> dict[str, SampledKl]:
+    """KL of each of the stage's checkpoints from where the stage started, on its own prompts.
+
+    Takes the first `prompts` documents of the mixture's sources in turn, and answers as long as the
+    context allows, up to ANSWER_TOKENS. Retired checkpoints are
+    left out. Raises UserError for a stage that starts from fresh weights, or has no conversations.
+    """
+    from evalsuite.generation import context_length
+    from trainloop import checkpoint as checkpoints
+    from trainloop import model as models
+    from trainloop.legs import start_folder
+    from trainloop.plans import reached
+    from trainloop.ranks import join
+    from trainloop.run import tokenizer_folder
+
+    where = f"stage {plan.stage.name!r}"
+    start = start_folder(prepared, plan)
+    if start is None or plan.soup or plan.head != "language":
+        raise UserError(f"{where}: no policy that it started from, so no KL to sample")
+    tokenizer = models.load_tokenizer(
+        tokenizer_folder(prepared), prepared.recipe.model.chat_template
+    )
+    asked = _prompts(prepared, plan, tokenizer, prompts)
+    root, ranks = prepared.root, join()
+    held = [
+        each
+        for each in reached(prepared, plan)
+        if checkpoints.read(root, each) is not None and not checkpoints.is_retired(root, each)
+    ]
+    reference = models.load_model(start).to(ranks.device)
+    room = (context_length(reference) or math.inf) - max(map(len, asked))
+    length = max(1, int(min(ANSWER_TOKENS, room)))
+    found = {}
+    for number, each in enumerate(held):
+        progress(f"{plan.stage.name}: KL", number, len(held))
+        folder = checkpoints.folder_of(root, each)
+        checkpoints.verify(folder)
+        model = models.load_model(folder).to(ranks.device)
+        found[each] = kl_to_reference(
+            model, reference, asked, tokenizer=tokenizer, ranks=ranks, max_new_tokens=length
+        )
+    progress(f"{plan.stage.name}: KL", len(held), len(held))
+    return found
+
+
+def _prompts(prepared: Prepared, plan: StagePlan, tokenizer: Any, count: int) -> list[list[int]]:
+    """Token ids of the first prompts of the stage's sources, a source at a time in turn."""
+    from trainloop.objectives.next_token import render
+
+    texts: list[list[str]] = []
+    for name, weight in plan.stage.mixture.items():
+        if weight <= 0:
+            continue
+        pairs = prepared.recipe.sources[name].pairs
+        texts.append([])
+        files = prepared.clean[name if pairs is None else pairs.prompts].files
+        for _, row in (each for file in files for each in read_jsonl(file)):
+            turns = row.get("messages")
+            if not turns:
+                break
+            while turns and turns[-1]["role"] == "assistant":
+                turns = turns[:-1]
+            texts[-1].append(render(tokenizer, turns, add_generation_prompt=True))
+            if len(texts[-1]) == count:
+                break
+    mixed = [text for group in zip_longest(*texts) for text in group if text is not None]
+    if not mixed:
+        raise UserError(
+            f"stage {plan.stage.name!r}: its sources hold no conversations, whose prompts a KL is "
+            "sampled on"
+        )
+    encoded = tokenizer(mixed[:count], add_special_tokens=False, verbose=False)
+    return [list(ids) for ids in encoded["input_ids"]]

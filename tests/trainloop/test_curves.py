@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from evalsuite.errors import UserError
 from tests.trainloop.conftest import LLAMA
+from trainloop import curves
 from trainloop.curves import Point, SampledKl, curve, kl_to_reference, lines, read, write
 from trainloop.ranks import join
 
@@ -198,6 +199,26 @@ def test_a_model_is_at_no_distance_from_itself():
         model, model, [[1], [2]], tokenizer=Letters(), ranks=join(), max_new_tokens=3
     )
     assert found.kl == 0 and found.stderr == 0
+
+
+def test_a_stages_checkpoints_are_sampled_on_its_own_prompts(finished):
+    plan = finished.run.stages[2]
+    shown: list[str] = []
+    found = curves.sample(
+        finished.prepared, plan, prompts=3, progress=lambda label, *_: shown.append(label)
+    )
+    assert list(found) == plan.checkpoint_ids and shown[0] == "sft: KL"
+    assert found[plan.checkpoint_ids[-1]].answers == 12
+    assert found[plan.checkpoint_ids[-1]].kl > 0
+    last = curve(finished.prepared, plan, sampled=found)[-1]
+    assert last.kl == found[last.checkpoint].kl
+
+
+def test_a_stage_without_a_starting_policy_or_conversations_is_told_so(finished):
+    with pytest.raises(UserError, match="'pretrain': no policy that it started from"):
+        curves.sample(finished.prepared, finished.run.stages[0], prompts=3)
+    with pytest.raises(UserError, match="'midtrain': its sources hold no conversations"):
+        curves.sample(finished.prepared, finished.run.stages[1], prompts=3)
 
 
 def test_a_kl_without_prompts_is_a_mistake():
