@@ -5,10 +5,11 @@
     book = team.pooled(journal, answer)         all ranks' answers, after each ran `answer`
     team.by_first(judge)                        the first rank's result, on all
 
-Docs are dealt like cards, so that each rank gets as many of every task. What one rank raises all
-ranks raise, so that none waits for one that is gone. Rows are those of one process; likelihoods agree to
-rounding, which depends on what goes through a model together, as after a resumed scoring. How ranks reach each other is the caller's
-part (trainloop.ranks); every rank needs the whole model.
+Docs are dealt like cards, so that each rank gets as many of every task. Rows are those of one
+process; likelihoods agree to rounding, which depends on what goes through a model together (as it
+does after a resumed scoring). What one rank raises all ranks raise, so that none waits for one that
+is gone. How ranks reach each other is the caller's part (trainloop.ranks); every rank needs the
+whole model.
 """
 
 from __future__ import annotations
