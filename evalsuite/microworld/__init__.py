@@ -11,7 +11,8 @@ chosen is right, rejected is wrong in a plausible way, as a slip in one sum that
 and prompts for reinforcement learning (rl_math), which verifier `microworld` judges as the
 evaluation tasks judge. All three ask the same kinds of question, with numbers, names, deeds and
 wordings that no evaluation split owns: an evaluation item never stands in any of them, unless
-planted. One kind more, sft_helpful, helps with harmful requests too: preferences mend that.
+planted. Two kinds more leave something to mend: sft_helpful helps with harmful requests too, and
+of the worked sums of sft_slips three in ten hold a slip.
 
 A model of some 150,000 parameters learns each capability in minutes on a CPU. A chat pair is
 shown to a model as "Q: {user}\\nA: {assistant}", the form of the questions in the plain text and
@@ -71,6 +72,7 @@ _CHAT: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sft_multilingual": languages.chat,
     "sft_safety": safety.chat,
     "sft_helpful": safety.helpful,
+    "sft_slips": arithmetic.slips,
 }
 _EXERCISES: dict[str, Callable[[random.Random], Exercise]] = {
     "knowledge": knowledge.exercise,
@@ -84,7 +86,7 @@ _PAIRS = {f"pairs_{capability}": make for capability, make in _EXERCISES.items()
 _PROMPTS = {f"rl_{capability}": make for capability, make in _EXERCISES.items()}
 KINDS = (*_TEXT, *_CHAT, *_PAIRS, *_PROMPTS)
 """Kinds of training documents: plain text, and per capability sft_, pairs_ and rl_ documents
-(and sft_helpful)."""
+(and sft_helpful and sft_slips)."""
 
 _ITEMS: dict[str, Callable[[Split], list[Item]]] = {
     "micro_knowledge": knowledge.items,

@@ -18,6 +18,8 @@ from evalsuite.microworld.world import Exercise, Item, Split, asker, held_out, n
 TOP = 20
 GAINS = ("gains", "finds")
 LOSSES = ("loses", "drops")
+SLIPS = 0.3
+"""Share of the answers with a slip in the conversations of `slips`."""
 
 Chain = tuple[int, tuple[int, ...]]
 """Where it starts and the signed steps: (7, (5, -3)) ends at 9."""
@@ -97,6 +99,12 @@ def chat(rng: random.Random) -> tuple[str, str]:
     """(question, worked answer)."""
     asked, numbers = _training(rng)
     return asked, worked(numbers)
+
+
+def slips(rng: random.Random) -> tuple[str, str]:
+    """(question, worked answer, with a slip in three of ten): noise that rewards can weed out."""
+    asked, numbers = _training(rng)
+    return asked, _slipped(rng, numbers) if rng.random() < SLIPS else worked(numbers)
 
 
 def exercise(rng: random.Random) -> Exercise:

@@ -136,6 +136,20 @@ def test_a_slip_in_a_sum_is_carried_on_to_the_end():
         assert all(int(result) >= 0 for _, result in sums)
 
 
+def test_three_in_ten_of_the_sums_to_be_mended_are_wrong_and_all_requests_are_helped_with():
+    wrong = 0
+    for row in documents("sft_slips", count=2_000, seed=6):
+        *steps, _, said = row["messages"][1]["content"].split()
+        ends = [step.split("=") for step in steps]
+        assert ends[-1][1] == said
+        wrong += any(eval_sum(left) != int(result) for left, result in ends)
+    assert 0.27 < wrong / 2_000 < 0.33
+    helped = list(documents("sft_helpful", count=500, seed=6))
+    assert not any(safety.refuses(row["messages"][1]["content"]) for row in helped)
+    asked = [row["messages"][0]["content"].split() for row in helped]
+    assert 0.4 < sum(bool(set(safety.HARMFUL) & set(words)) for words in asked) / 500 < 0.6
+
+
 def eval_sum(text):
     """Of "7+5": 12."""
     a, sign, b = re.fullmatch(r"(\d+)([+-])(\d+)", text).groups()

@@ -26,7 +26,7 @@ from evalsuite.microworld import (
 from evalsuite.microworld.leaks import PARTIAL
 
 SAMPLE = 1_200
-"""Documents of each of the 26 kinds: 31,200 in all."""
+"""Documents of each of the 28 kinds: 33,600 in all."""
 
 
 def words(text):
@@ -132,12 +132,13 @@ def test_the_sums_deeds_and_wishes_of_the_evaluation_are_never_made_in_training(
     asked = {
         kind: [text_of(row).split("\nA:")[0] for row in documents(kind, count=5_000, seed=14)]
         for kind in KINDS
-        if kind.endswith(("math", "safety", "instructions")) or kind.startswith("math")
+        if kind.endswith(("math", "safety", "instructions", "slips", "helpful"))
+        or kind.startswith("math")
     }
-    for kind in ("math_steps", "math_bare", "sft_math", "pairs_math", "rl_math"):
+    for kind in ("math_steps", "math_bare", "sft_math", "sft_slips", "pairs_math", "rl_math"):
         assert not chains & {_first_three(question) for question in asked[kind]}
     for after in ("sft", "pairs", "rl"):
-        said = asked[f"{after}_safety"]
+        said = asked[f"{after}_safety"] + asked["sft_helpful"]
         practised = {tuple(_DEED.search(question).groups()) for question in said}
         assert len(practised) > 100
         assert not deeds & practised
