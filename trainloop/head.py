@@ -99,29 +99,27 @@ class _TargetLogprobs(torch.autograd.Function):
         few = vocabulary <= KEEP_VOCABULARY and count * vocabulary <= KEEP_LOGITS
         keep = grad and few and head.softcap is None
         picked, total, spread = (hidden.new_zeros(count, dtype=tiles.wide) for _ in range(3))
-        kept = []
+        kept, tops = [], []
         for rows in tiles.rows:
             highest = total.new_full((len(labels[rows]),), -torch.inf)
             mass, weighted = torch.zeros_like(highest), torch.zeros_like(highest)
             for part in tiles.parts:
-                logits = tiles.made(rows, part, fresh=keep)
+                logits = tiles.made(rows, part, fresh=keep and not entropy)
                 place, inside = _places(labels[rows], part)
                 picked[rows] += logits.gather(1, place)[:, 0].where(inside, 0)
                 top = torch.maximum(highest, logits.amax(dim=1))
                 shrink, highest = (highest - top).exp_(), top
-                if keep or entropy:
-                    shares = (logits - top[:, None]).exp_()
-                else:
-                    shares = logits.sub_(top[:, None]).exp_()
+                shares = (logits - top[:, None] if entropy else logits.sub_(top[:, None])).exp_()
                 mass = mass * shrink + shares.sum(dim=1)
                 if entropy:
-                    weighted = weighted * shrink + shares.mul_(logits).sum(dim=1)
+                    weighted = weighted * shrink + torch.linalg.vecdot(shares, logits)
                 if keep:
-                    kept.append(logits)
+                    kept.append(shares)
+                    tops.append(top)
             total[rows] = highest + mass.log()
             spread[rows] = total[rows] - weighted / mass
         picked -= total
-        ctx.save_for_backward(hidden, weight, bias, labels, total, spread, *kept)
+        ctx.save_for_backward(hidden, weight, bias, labels, total, spread, *kept, *tops)
         ctx.settings = head, temperature, entropy
         ctx.set_materialize_grads(False)
         return picked, spread
@@ -132,6 +130,8 @@ class _TargetLogprobs(torch.autograd.Function):
         head, temperature, entropy = ctx.settings
         of_picked, of_spread = grads[0], grads[1] if entropy else None
         tiles = _Tiles(hidden, weight, bias, head, temperature)
+        if of_spread is not None or of_picked is None:
+            kept = []  # shares alone do not give the entropy's gradient
         sums = [
             torch.zeros_like(x, dtype=tiles.wide) if x is not None and wanted else None
             for x, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
@@ -139,15 +139,18 @@ class _TargetLogprobs(torch.autograd.Function):
         to_hidden, to_weight, to_bias = sums
         for number, part in enumerate(tiles.parts):
             for block, rows in enumerate(tiles.rows):
+                bent = None
                 if kept:
-                    logits = kept[block * len(tiles.parts) + number]
-                    bent, logprobs = None, logits - total[rows, None]
+                    place = block * len(tiles.parts) + number
+                    shares, top = kept[place], kept[len(kept) // 2 + place]
+                    factor = (top - total[rows]).exp_().mul_(-of_picked[rows])
+                    slope = torch.mul(shares, factor[:, None], out=tiles.room(*shares.shape))
                 else:
                     logits = tiles.made(rows, part)
                     cap = head.softcap
                     bent = None if cap is None else logits * (temperature / cap)
                     logprobs = logits.sub_(total[rows, None])
-                slope = _slope(logprobs, rows, of_picked, of_spread, spread)
+                    slope = _slope(logprobs, rows, of_picked, of_spread, spread)
                 if of_picked is not None:
                     place, inside = _places(labels[rows], part)
                     slope.scatter_add_(1, place, of_picked[rows].where(inside, 0)[:, None])
@@ -188,13 +191,17 @@ class _Tiles:
         self.parts = [slice(n, min(n + width, vocabulary)) for n in range(0, vocabulary, width)]
         self._room = hidden.new_empty(size * width, dtype=self.wide)
 
+    def room(self, rows: int, columns: int) -> torch.Tensor:
+        """Memory for a tile, the same each time."""
+        return self._room[: rows * columns].view(rows, columns)
+
     def made(self, rows: slice, part: slice, *, fresh: bool = False) -> torch.Tensor:
         """Logits / temperature of a tile; not `fresh`: valid until the next call."""
         hidden, weight = self.hidden[rows], self.weight[part]
         if weight.dtype == self.wide:
             shape = len(hidden), len(weight)
-            room = self._room.new_empty(shape) if fresh else self._room[: shape[0] * shape[1]]
-            logits = torch.mm(hidden, weight.T, out=room.view(shape))
+            out = self._room.new_empty(shape) if fresh else self.room(*shape)
+            logits = torch.mm(hidden, weight.T, out=out)
         else:
             logits = (hidden @ weight.T).to(self.wide)
         if self.bias is not None:
