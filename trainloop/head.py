@@ -130,7 +130,7 @@ class _TargetLogprobs(torch.autograd.Function):
         head, temperature, entropy = ctx.settings
         of_picked, of_spread = grads[0], grads[1] if entropy else None
         tiles = _Tiles(hidden, weight, bias, head, temperature)
-        if of_spread is not None or of_picked is None:
+        if of_spread is not None:
             kept = []  # shares alone do not give the entropy's gradient
         sums = [
             torch.zeros_like(x, dtype=tiles.wide) if x is not None and wanted else None
@@ -140,7 +140,7 @@ class _TargetLogprobs(torch.autograd.Function):
         for number, part in enumerate(tiles.parts):
             for block, rows in enumerate(tiles.rows):
                 bent = None
-                if kept:
+                if kept and of_picked is not None:
                     place = block * len(tiles.parts) + number
                     shares, top = kept[place], kept[len(kept) // 2 + place]
                     factor = (top - total[rows]).exp_().mul_(-of_picked[rows])
