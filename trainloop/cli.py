@@ -367,6 +367,32 @@ def _say_scores(prepared: Prepared, run: Run) -> None:
                 if score.task == ALL and score.capability != ALL and score.subset == "all"
             ]
             click.echo(f"{suite.name} after {plan.stage.name}: " + ", ".join(shown))
+    for line in _moves(prepared, run):
+        click.echo(line)
+
+
+def _moves(prepared: Prepared, run: Run) -> Iterator[str]:
+    """A line per suite and stage: the capabilities it moved beyond doubt, doc by doc."""
+    from evalsuite.compare import compare
+    from evalsuite.scorefiles import read_evaluation
+    from trainloop.plans import output
+    from trainloop.run import score_folder
+
+    for suite in prepared.suites.values():
+        for plan in run.stages:
+            if plan.head != "language" or plan.parent is None:
+                continue
+            before, after = (
+                read_evaluation(score_folder(prepared, output(prepared, each), suite))
+                for each in (plan.parent, plan)
+            )
+            shown = [
+                f"{each.capability} {each.difference:+.3f} [{each.low:+.3f}, {each.high:+.3f}]"
+                for each in compare(before, after).capabilities
+                if each.low is not None and each.high is not None and each.low * each.high > 0
+            ]
+            said = ", ".join(shown) if shown else "nothing beyond doubt"
+            yield f"{suite.name}, {plan.stage.name} moved from {plan.parent.stage.name}: {said}"
 
 
 def _held_out(prepared: Prepared, plan: StagePlan) -> Iterator[str]:
