@@ -316,8 +316,14 @@ def _references(
 
     stage, root = plan.stage, prepared.root
     start = output(prepared, plan.parent) if plan.parent else plan.start
+    if start_folder(prepared, plan) is None:  # weights drawn from the stage's own seed
+        start = content_id([start, plan.seed])
     cached = partial(reference.cached, weights_id=start, precision=stage.precision, root=root)
-    known = ranks.share(cached(tokens) if ranks.main else None)
+    known = None
+    with ranks.together():
+        if ranks.main:
+            known = cached(tokens)
+    known = ranks.share(known)
     if known is not None:
         return dict(known)
     model = _language_model(prepared, plan, tokenizer)

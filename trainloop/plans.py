@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from evalsuite.errors import UserError
 from evalsuite.files import content_id, read_json
@@ -44,6 +45,8 @@ class StagePlan:
     reward: StagePlan | None
     """The stage of its reward model."""
     soup: tuple[StagePlan, ...]
+    judge: str | None
+    """With a rule: names the suite that chooses, and the texts of its docs."""
     data: dict[str, str]
     """Source of the mixture -> the id of its documents."""
     policies: dict[str, StagePlan]
@@ -63,7 +66,9 @@ class StagePlan:
     def rule(self) -> str | None:
         """The id of the rule by which it hands on its best checkpoint; None: its last one."""
         best = self.stage.best
-        return None if best is None else content_id([asdict(best), self.checkpoint_ids])
+        if best is None:
+            return None
+        return content_id([self.judge, best.capability, best.patience, self.checkpoint_ids])
 
     @property
     def hands_on(self) -> str:
@@ -109,11 +114,13 @@ def _plan(
             f"stage {stage.name!r}: reward_model is {stage.reward_model!r}, which trains no reward "
             "model; name a stage of objective reward"
         )
+    _check_fits(stage, objective, options)
     if stage.learning_rate == "parent":
         stage = replace(stage, learning_rate=_last_rate(stage, parent))
     stage = _on_rollouts(
         stage.settled(objective.defaults, prepared.documents), objective.steps_per_rollout(options)
     )
+    _check_rate(stage)
     policies = {}
     data = {}
     for name, weight in stage.mixture.items():
@@ -122,6 +129,12 @@ def _plan(
             data[name] = prepared.clean[name].id
         elif weight > 0:
             policies[name] = policy = before[pairs.policy]
+            if policy.head != "language":
+                raise UserError(
+                    f"stage {stage.name!r}: the policy of source {name!r} is {pairs.policy!r}, "
+                    "which trains a reward model and writes nothing; name a stage of a language "
+                    "model"
+                )
             made_from = [policy.hands_on, prepared.clean[pairs.prompts].id, asdict(pairs)]
             data[name] = content_id([PAIRS, made_from, seed])
     descent = [parent.hands_on if parent else start, reward.hands_on if reward else None]
@@ -135,6 +148,7 @@ def _plan(
         parent=parent,
         reward=reward,
         soup=(),
+        judge=_judge(prepared, stage),
         data=data,
         policies=policies,
     )
@@ -157,9 +171,60 @@ def _plan_soup(stage: Stage, before: dict[str, StagePlan], seed: int) -> StagePl
         parent=siblings[0],
         reward=None,
         soup=siblings,
+        judge=None,
         data={},
         policies={},
     )
+
+
+def _judge(prepared: Prepared, stage: Stage) -> str | None:
+    if stage.best is None:
+        return None
+    suite = list(prepared.suites.values())[prepared.recipe.suites.index(stage.best.suite)]
+    return content_id([suite.name, suite.fingerprint, prepared.references[suite.name]])
+
+
+def _check_fits(stage: Stage, objective: Objective, options: Any) -> None:
+    """UserError for settings of a stage that its objective could not heed."""
+    where, kind = f"stage {stage.name!r}", f"objective {objective.name!r}"
+    reads = objective.documents
+    if stage.batch_tokens is not None and reads in ("pair", "prompt"):
+        raise UserError(
+            f"{where}: {kind} reads {reads}s whole, so its batch counts them; give batch and "
+            f"epochs (or steps) instead of batch_tokens ({stage.batch_tokens:,}) and tokens"
+        )
+    if objective.rollout is None and stage.reward_model is not None:
+        raise UserError(
+            f"{where}: {kind} asks no reward model; drop reward_model ({stage.reward_model!r})"
+        )
+    reward = getattr(options, "reward", "verifier")
+    if reward != "verifier" and stage.reward_model is None:
+        raise UserError(
+            f"{where}: options.reward is {reward!r}, but the stage names no reward_model"
+        )
+    if objective.rollout is not None and stage.held_out:
+        raise UserError(
+            f"{where}: {kind} has no loss on documents that it did not write, so it measures no "
+            f"held-out source; drop held_out ({', '.join(stage.held_out)})"
+        )
+    if objective.head == "score" and stage.best is not None:
+        raise UserError(
+            f"{where}: best chooses by a suite, and no suite scores a reward model; drop best"
+        )
+
+
+def _check_rate(stage: Stage) -> None:
+    """UserError where no step would change a weight."""
+    schedule = stage.schedule
+    assert schedule is not None
+    if not any(
+        rate(schedule, peak=stage.peak, step=step, steps=stage.steps) > 0
+        for step in range(1, stage.steps + 1)
+    ):
+        raise UserError(
+            f"stage {stage.name!r}: the learning rate of its {stage.steps} step is 0, for its "
+            f"schedule ends at 0 there; give it more steps, or a floor or a constant schedule"
+        )
 
 
 def _parent(stage: Stage, before: dict[str, StagePlan]) -> StagePlan | None:

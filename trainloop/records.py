@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from decon.records import Decision
@@ -335,7 +335,8 @@ class Stage:
         whole = replace(self, **open_keys)
         if whole.learning_rate is None:
             raise UserError(f"{where}: learning_rate is missing")
-        if whole.steps:
+        sized = whole.batch is not None or whole.batch_tokens is not None
+        if whole.steps and sized:
             return whole
         if whole.epochs is None or whole.batch is None:
             raise UserError(
@@ -379,8 +380,14 @@ class Stage:
 def _check_soup(stage: Stage, where: str) -> None:
     if len(stage.soup) < 2 or len(set(stage.soup)) != len(stage.soup):
         raise UserError(f"{where}: a soup needs two or more different stages, not {stage.soup}")
-    if stage.mixture or stage.tokens or stage.epochs or stage.start_from:
-        raise UserError(f"{where}: a soup reads no data; drop mixture, budget and start_from")
+    for each in fields(stage):
+        if each.name in ("name", "objective", "soup", "keep"):
+            continue
+        given = getattr(stage, each.name)
+        if given and given != each.default:
+            raise UserError(
+                f"{where}: a soup is not trained, so {each.name} ({given}) says nothing; drop it"
+            )
 
 
 def _check_numbers(stage: Stage, where: str) -> None:
@@ -418,8 +425,6 @@ def _check_budget(stage: Stage, where: str) -> None:
                 f"{where}: tokens ({stage.tokens:,}) is less than one batch "
                 f"({stage.batch_tokens:,})"
             )
-    elif stage.epochs is not None and stage.steps and stage.batch is None:
-        raise UserError(f"{where}: give epochs or steps, not both")
     if stage.score_every is not None and not (
         stage.score_every > 0 and (stage.tokens is None or stage.score_every <= stage.tokens)
     ):
@@ -505,6 +510,7 @@ class Recipe:
         if self.model.tokenizer:
             for name in self.model.tokenizer.train_on:
                 self._check_sources({name: 1.0}, "tokenizer train_on")
+                self._check_has_documents(name, "tokenizer train_on")
         if self.sweep is not None:
             if self.sweep.stage not in names:
                 raise UserError(
@@ -516,18 +522,31 @@ class Recipe:
                     f"sweep: suite {self.sweep.suite!r} is not among the recipe's suites"
                     + did_you_mean(self.sweep.suite, self.suites)
                 )
+            varied = self.stages[names.index(self.sweep.stage)]
             for name, mixture in self.sweep.variants.items():
                 self._check_sources(mixture, f"sweep variant {name!r}")
+                stage = replace(varied, mixture=mixture)
+                self._check_stage_links(stage, names[: names.index(varied.name)])
 
     def _check_stage_links(self, stage: Stage, earlier: list[str]) -> None:
         """Every stage that `stage` names must come before it; its `best` suite must be there."""
         where = f"stage {stage.name!r}"
-        links = [("start_from", stage.start_from), ("reward_model", stage.reward_model)]
+        links: list[tuple[str, str | None]] = [
+            ("start_from", stage.start_from),
+            ("reward_model", stage.reward_model),
+        ]
         links += [("soup", name) for name in stage.soup]
-        for source in map(self.sources.__getitem__, (*stage.mixture, *stage.held_out)):
-            if source.pairs is not None:
-                links.append(("the policy of its pairs", source.pairs.policy))
-                self._check_sources({source.pairs.prompts: 1.0}, f"{where} (pairs)")
+        for pairs in (self.sources[name].pairs for name in stage.mixture):
+            if pairs is not None:
+                links.append(("the policy of its pairs", pairs.policy))
+                self._check_sources({pairs.prompts: 1.0}, f"{where} (pairs)")
+                self._check_has_documents(pairs.prompts, f"{where} (pairs)")
+        for source in stage.held_out:
+            self._check_has_documents(source, f"{where} (held_out)")
+        if stage.epochs is not None and stage.steps:
+            raise UserError(
+                f"{where}: give epochs ({stage.epochs:g}) or steps ({stage.steps:,}), not both"
+            )
         for key, name in links:
             if name is not None and name not in earlier:
                 raise UserError(
@@ -541,6 +560,13 @@ class Recipe:
             raise UserError(
                 f"{where}: best names suite {stage.best.suite!r}, not among the recipe's suites"
                 + did_you_mean(stage.best.suite, self.suites)
+            )
+
+    def _check_has_documents(self, name: str, where: str) -> None:
+        if self.sources[name].pairs is not None:
+            raise UserError(
+                f"{where} names source {name!r}, pairs that a stage writes during the run: they "
+                "are for mixtures alone; name a source with documents of its own"
             )
 
     def _check_sources(self, mixture: dict[str, float], where: str) -> None:

@@ -91,8 +91,10 @@ def run_stages(
 
                 ranks = join(recipe.distributed)
             _Work(prepared, ranks, name, variant, seed, progress, say).finish(plan)
+        elif ranks is None or ranks.main:
+            _retire(prepared, plan)  # `keep` may be new
     run = Run(
-        id=content_id([recipe.name, variant, seed, plans[-1].id]),
+        id=content_id([recipe.name, variant, seed, [plan.hands_on for plan in plans]]),
         variant=variant,
         seed=seed,
         stages=plans,
@@ -159,22 +161,37 @@ class _Work:
             if plan.rule is not None and ranks.main:
                 why = read_json(result_file(prepared, plan))["why"]
                 self.say(f"stage {plan.stage.name} hands on {output(prepared, plan)}: {why}")
-            if plan.stage.keep == "needed" and ranks.main:
-                self._retire(plan)
+            if ranks.main:
+                _retire(prepared, plan)
             ranks.wait()
 
     def _mend(self, plan: StagePlan) -> None:
         """Train anew what is damaged of a finished stage that another one starts from."""
-        prepared, ranks = self.prepared, self.ranks
-        damaged: str | None = None
-        if ranks.main:
-            folder = checkpoints.folder_of(prepared.root, output(prepared, plan))
-            try:
-                checkpoints.verify(folder)
-            except UserError as error:
-                damaged = str(error)
-        if ranks.share(damaged) is not None:
+        ranks, damaged = self.ranks, False
+        with ranks.together():
+            if ranks.main:
+                damaged = self._is_damaged(plan)
+        if ranks.share(damaged):
             self.finish(plan)
+
+    def _is_damaged(self, plan: StagePlan) -> bool:
+        """Whether what the stage hands on cannot be loaded; then it is moved aside.
+
+        Raises UserError where it was retired.
+        """
+        root, handed = self.prepared.root, output(self.prepared, plan)
+        folder = checkpoints.folder_of(root, handed)
+        try:
+            checkpoints.verify(folder)
+        except UserError:
+            before = plan.checkpoint_ids[: plan.checkpoint_ids.index(handed) + 1]
+            _, damaged = checkpoints.newest_good(root, before)
+            for text in damaged:
+                self.say(text)
+            if folder.is_dir():
+                checkpoints.verify(folder)
+            return True
+        return False
 
     def _newest(self, plan: StagePlan) -> int:
         """The step of the newest good checkpoint up to which all due ones are there; or 0."""
@@ -192,11 +209,13 @@ class _Work:
             return 0
         return plan.stage.checkpoint_steps[plan.checkpoint_ids.index(good)]
 
-    def _retire(self, plan: StagePlan) -> None:
-        """Drop the weights of checkpoints that nothing needs any more."""
+
+def _retire(prepared: Prepared, plan: StagePlan) -> None:
+    """Drop the weights of checkpoints that nothing needs any more, where the stage says so."""
+    if plan.stage.keep == "needed":
         from trainloop.retention import apply, retirable
 
-        apply(self.prepared.root, retirable(self.prepared, plan))
+        apply(prepared.root, retirable(prepared, plan))
 
 
 def _needed(plan: StagePlan) -> list[StagePlan]:

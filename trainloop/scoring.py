@@ -10,7 +10,7 @@ texts, or which of its docs were found in the data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,11 +225,18 @@ def choose(prepared: Prepared, plan: StagePlan, scored: list[str], *, last: bool
     best = plan.stage.best
     assert best is not None
     found = standing(prepared, plan, scored)
-    waited = len(scored) - 1 - found.best
-    early = best.patience is not None and waited >= best.patience
+    # One by one, as they were scored: what is on disk beyond the end of the stage, from a run
+    # without patience, must not choose.
+    for count in range(1, len(scored) + 1):
+        so_far = replace(found, values=found.values[:count])
+        waited = count - 1 - so_far.best
+        early = best.patience is not None and waited >= best.patience
+        if early:
+            break
+    last = last and count == len(scored)
     if not last and not early:
         return False
-    number = found.best
+    scored, number = scored[:count], so_far.best
     value = found.values[number]
     why = (
         f"best of {len(scored)} checkpoints on {best.suite} {best.capability}: {value.value:.4f} "

@@ -378,8 +378,15 @@ def cut_log(path: Path, first: int) -> None:
     if path.is_file():
         # A kill may cut the last line short; it is past the last checkpoint anyway.
         whole, _, _ = path.read_bytes().rpartition(b"\n")
-        for line in whole.split(b"\n") if whole else ():
-            if json.loads(line)["step"] <= first:
+        for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
+            try:
+                before = json.loads(line)["step"] <= first
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{path}:{number}: no JSON object with a step; the file was changed or "
+                    "damaged: remove the line, and run again"
+                ) from None
+            if before:
                 kept.append(line.decode("utf-8") + "\n")
     with publish_file(path) as handle:
         handle.writelines(kept)

@@ -18,6 +18,7 @@ from evalsuite.errors import UserError
 from evalsuite.files import read_json, read_jsonl, sha256_file
 from evalsuite.records import ALL
 from tests.trainloop import minirun, stagesrun
+from tests.trainloop.stagesrun import LENGTH
 from trainloop import checkpoint as checkpoints
 from trainloop import model as models
 from trainloop.plans import output, plan_stages
@@ -227,6 +228,89 @@ def test_patience_ends_a_stage_early_and_its_child_starts_from_the_best(tmp_path
     assert same.final == run.final and len(said) == 1, "a second call finds all done"
 
 
+def still_text() -> dict[str, Any]:
+    """Two stages; the first hands on its best of four checkpoints, which is the first one."""
+    text = minirun.recipe_text()
+    text["stages"] = text["stages"][:2]
+    text["stages"][0] |= {
+        "learning_rate": 1e-12,
+        "score_every": 6 * minirun.ROWS * minirun.LENGTH,
+        "best": {"suite": "tiny.yaml", "capability": "math"},
+    }
+    return text
+
+
+def test_what_a_finished_stage_hands_on_is_read_to_the_last_byte_before_it_is_used(tmp_path):
+    recipe, root = minirun.write_recipe(tmp_path, still_text()), tmp_path / "runs"
+    prepared, run = minirun.finish(recipe, root)
+    pretrain, midtrain = run.stages
+    best = output(prepared, pretrain)
+    assert best == pretrain.checkpoint_ids[0], "not the newest, which is looked at anyway"
+    file = checkpoints.folder_of(root, best) / "model.safetensors"
+    child = checkpoints.folder_of(root, midtrain.checkpoint_ids[-1])
+    good = sha256_file(file), sha256_file(child / "model.safetensors")
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    file.write_bytes(damaged)
+    shutil.rmtree(child)
+    said: list[str] = []
+    minirun.finish(recipe, root, say=said.append)
+    assert "its bytes are not those that were saved; moved to" in said[0]
+    assert (sha256_file(file), sha256_file(child / "model.safetensors")) == good
+    shutil.rmtree(child)
+    checkpoints.retire(root, best)
+    with pytest.raises(UserError, match="a retired checkpoint, its weights were removed"):
+        minirun.finish(recipe, root)
+
+
+def test_a_suite_that_changed_makes_another_rule_and_other_children(tmp_path):
+    recipe, root = minirun.write_recipe(tmp_path, still_text()), tmp_path / "runs"
+    prepared = minirun.ready(recipe, root)
+    before = plan_stages(prepared, variant=None, seed=0)
+    suite = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    suite["capabilities"]["math"][0]["chance"] = 0.1
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    after = plan_stages(minirun.ready(recipe, root), variant=None, seed=0)
+    assert after[0].checkpoint_ids == before[0].checkpoint_ids, "the first is trained alike"
+    assert after[1].id != before[1].id, "it may start from another checkpoint"
+
+
+def test_patience_chooses_the_same_whatever_an_earlier_run_left_on_disk(tmp_path):
+    text = still_text()
+    _, whole = minirun.finish(minirun.write_recipe(tmp_path, text), tmp_path / "runs")
+    text["stages"][0]["best"]["patience"] = 1
+    said: list[str] = []
+    recipe = minirun.write_recipe(tmp_path, text)
+    _, run = minirun.finish(recipe, tmp_path / "runs", say=said.append)
+    assert whole.stages[0].checkpoint_ids == run.stages[0].checkpoint_ids
+    assert "best of 2 checkpoints" in said[0] and "ended early" in said[0]
+
+
+def test_keep_needed_given_to_a_finished_stage_frees_its_weights(tmp_path):
+    text = still_text()
+    del text["stages"][1]
+    recipe, root = minirun.write_recipe(tmp_path, text), tmp_path / "runs"
+    _, run = minirun.finish(recipe, root)
+    text["stages"][0]["keep"] = "needed"
+    minirun.finish(minirun.write_recipe(tmp_path, text), root)
+    retired = [checkpoints.is_retired(root, one) for one in run.stages[0].checkpoint_ids]
+    assert retired == [False, True, True, False], "the best and the last one stay"
+
+
+def test_runs_that_differ_in_a_side_branch_are_two_runs(tmp_path):
+    text = minirun.recipe_text()
+    pretrain, midtrain, sft = text["stages"]
+    text["stages"] = [pretrain, midtrain, sft | {"start_from": "pretrain"}]
+    root = tmp_path / "runs"
+    minirun.finish(minirun.write_recipe(tmp_path, text), root)
+    midtrain["learning_rate"] = 2e-2
+    minirun.finish(minirun.write_recipe(tmp_path, text), root)
+    told = [read_json(file)["stages"] for file in (root / "runs").glob("*/run.json")]
+    assert len(told) == 2
+    assert len({stages[1]["stage_id"] for stages in told}) == 2
+    assert len({stages[2]["stage_id"] for stages in told}) == 1
+
+
 def test_a_source_that_changed_under_a_killed_run_stops_it_by_name(tmp_path):
     text = minirun.recipe_text()
     recipe = minirun.write_recipe(tmp_path, text)
@@ -258,6 +342,66 @@ def mistakes() -> dict[str, tuple[dict[str, Any], str]]:
         "held out and trained on": ({"held_out": ["prompts"]}, "held out and in the mixture"),
         "unseen suite": ({"best": {"suite": "other.yaml", "capability": "x"}}, "not among"),
         "no capability": ({"best": {"suite": "tiny.yaml", "capability": "maths"}}, "did you mean"),
+        "held-out prompts": ({"held_out": ["held_pairs"]}, "so it measures no held-out source"),
+        "reward without model": (
+            {"reward_model": None, "options": {"reward": "both"}},
+            "options.reward is 'both', but the stage names no reward_model",
+        ),
+        "tokens of prompts": (
+            {"batch": None, "steps": 0, "tokens": 960, "batch_tokens": LENGTH},
+            "reads prompts whole, so its batch counts them",
+        ),
+        "epochs and steps": ({"epochs": 1}, "give epochs (1) or steps (4), not both"),
+        "a model that is not asked": (
+            {"objective": "dpo_norm", "mixture": {"pairs": 1}, "options": {}},
+            "asks no reward model; drop reward_model ('reward')",
+        ),
+        "a rate of zero": (
+            {
+                "objective": "dpo_norm",
+                "mixture": {"pairs": 1},
+                "options": {},
+                "reward_model": None,
+                "steps": 1,
+                "score_every": None,
+            },
+            "the learning rate of its 1 step is 0",
+        ),
+        "no batch": (
+            {
+                "objective": "next_token",
+                "mixture": {"facts": 1},
+                "options": {},
+                "reward_model": None,
+                "batch": None,
+                "score_every": None,
+            },
+            "says not how much to train",
+        ),
+        "best reward model": (
+            {
+                "objective": "reward",
+                "mixture": {"pairs": 1},
+                "options": {},
+                "reward_model": None,
+                "best": {"suite": "tiny.yaml", "capability": "math"},
+            },
+            "no suite scores a reward model",
+        ),
+        "pairs held out": ({"held_out": ["own"]}, "they are for mixtures alone"),
+        "pairs of a reward model": (
+            {
+                "objective": "dpo_norm",
+                "mixture": {"judged": 1},
+                "options": {},
+                "reward_model": None,
+            },
+            "trains a reward model and writes nothing",
+        ),
+        "a soup that reads": (
+            {"name": "mean", "objective": "soup", "soup": ["midtrain", "sibling"]},
+            "a soup is not trained, so mixture",
+        ),
     }
 
 
@@ -266,6 +410,8 @@ def test_a_stage_that_cannot_be_is_refused_before_anything_is_trained(whole, tmp
     change, told = mistakes()[mistake]
     text = stagesrun.recipe_text()
     text["stages"][-1] |= change
+    for name, policy in (("own", "sft"), ("judged", "reward")):
+        text["sources"][name] = {"pairs": {"prompts": "prompts", "policy": policy}}
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text(yaml.safe_dump(text))
     for name in ("tiny.yaml", "sums.jsonl"):

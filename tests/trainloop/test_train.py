@@ -311,3 +311,10 @@ def test_a_log_cut_short_by_a_kill_keeps_its_whole_lines_up_to_the_checkpoint(tm
     assert log.read_text() == ""
     train.cut_log(tmp_path / "none.jsonl", 0)
     assert (tmp_path / "none.jsonl").read_text() == ""
+
+
+def test_a_damaged_line_of_a_log_is_named(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: no JSON object with a step"):
+        train.cut_log(log, 2)
