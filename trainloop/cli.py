@@ -347,6 +347,14 @@ def _say_scores(prepared: Prepared, run: Run) -> None:
         for source, why in about.get("dropped", {}).items():
             for reason, count in why.items():
                 click.echo(f"stage {plan.stage.name}: {count:,} of {source} left out: {reason}")
+            read, epochs = about["epochs"].get(source, 0.0), plan.stage.epochs
+            if why and epochs is not None:
+                asked = epochs * plan.stage.mixture[source]
+                if read > 1.01 * asked:
+                    click.echo(
+                        f"stage {plan.stage.name}: the rest of {source} was read {read:.3g} times, "
+                        f"not {asked:.3g}: its steps were counted before"
+                    )
         for source, cut in about["cut_documents"].items():
             if cut:
                 click.echo(

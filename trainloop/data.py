@@ -407,7 +407,7 @@ def plan_batches(
     read = np.bincount(source, weights=amounts, minlength=len(used))
     sizes = [len(t.tokens) if stage.batch_tokens else t.documents for t in used]
     epochs = {t.source: float(read[n] / sizes[n]) for n, t in enumerate(used)}
-    _check_repetition(stage, epochs)
+    _check_repetition(stage, epochs, {t.source: t.documents for t in used})
     budget = [stage.sequence_length, stage.batch_tokens, stage.batch, stage.epochs]
     ids = {tokens.source: tokens.id for tokens in used}
     return BatchPlan(
@@ -422,12 +422,20 @@ def plan_batches(
     )
 
 
-def _check_repetition(stage: Stage, epochs: Mapping[str, float]) -> None:
+def _check_repetition(
+    stage: Stage, epochs: Mapping[str, float], documents: Mapping[str, int]
+) -> None:
     cap = stage.repetition_cap
     if cap is None:
         return
     for name, read in epochs.items():
-        asked = read if stage.epochs is None else stage.epochs * stage.mixture[name]
+        asked = read
+        if stage.epochs is not None:
+            asked = stage.epochs * stage.mixture[name]
+            # Steps were counted before documents were left out: the others are read more often.
+            assert stage.batch is not None, "epochs go with batch"
+            if (read - asked) * documents[name] > stage.batch:
+                asked = read
         if asked > cap + 1e-9:
             spent = "tokens" if stage.batch_tokens else "epochs" if stage.epochs else "steps"
             raise UserError(

@@ -5,7 +5,8 @@
     {"loss": 0.5, "accuracy": 0.82, "margin": 1.4, ...}         pairs: the objective's own metrics
 
 Bits per byte: the loss of all targets over their bytes in UTF-8, in base 2; so it can be compared
-between tokenizers. It cannot say how sure a number is: a suite of bits per byte does.
+between tokenizers. A text longer than the stage's sequence_length is measured in pieces of it, as
+it is trained. It cannot say how sure a number is: a suite of bits per byte does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from evalsuite.errors import UserError
 from evalsuite.livemodel import modes_put_back
 from trainloop.data import Tokens, Tree, batch_of
 from trainloop.objectives import Floats, Objective
+from trainloop.packing import cut_long
 from trainloop.policy import tensors
 from trainloop.train import share_of
 
@@ -54,7 +56,8 @@ def measure(
     size = 0
     forward = objective.forward(options)
     with modes_put_back(module):
-        for first, chunk in _chunks(tokens):
+        longest = stage.sequence_length if objective.documents == "text" else None
+        for first, chunk in _chunks(tokens, longest):
             batch = batch_of(chunk)
             if references is not None:
                 known = references[first : first + len(chunk)].astype(np.float64).ravel()
@@ -85,20 +88,28 @@ def measure(
 
 
 def _bytes(tree: Tree, tokenizer: Any) -> int:
-    """Bytes of the text that the document's targets are."""
-    wanted = [t for t, asked in zip(tree.branches[0], tree.targets[0], strict=True) if asked]
+    """Bytes of the text that the document's targets are; nothing predicts a first token."""
+    first = 0 if len(tree.prompt) else 1
+    both = zip(tree.branches[0][first:], tree.targets[0][first:], strict=True)
+    wanted = [token for token, asked in both if asked]
     return len(tokenizer.decode(wanted, skip_special_tokens=True).encode("utf-8"))
 
 
-def _chunks(tokens: Tokens) -> Iterator[tuple[int, list[Tree]]]:
-    """All documents in pieces of about CHUNK_TOKENS, each with its first one's number."""
+def _chunks(tokens: Tokens, longest: int | None) -> Iterator[tuple[int, list[Tree]]]:
+    """All documents in chunks of about CHUNK_TOKENS, each with its first one's number.
+
+    Texts longer than `longest` come in pieces, as they do in training, and pieces are counted.
+    """
+    lengths = tokens.lengths
+    pieces = cut_long(lengths, longest or int(lengths.max()))
     chunk: list[Tree] = []
-    held = 0
-    for number, length in enumerate(tokens.lengths.tolist()):
-        chunk.append(tokens.tree(number))
-        held += length
+    held = number = 0
+    for document, start, length in zip(*(each.tolist() for each in pieces), strict=True):
+        whole = length == lengths[document]
+        chunk.append(tokens.tree(document) if whole else tokens.tree(document, start, length))
+        held, number = held + length, number + 1
         if held >= CHUNK_TOKENS:
-            yield number + 1 - len(chunk), chunk
+            yield number - len(chunk), chunk
             chunk, held = [], 0
     if chunk:
-        yield tokens.documents - len(chunk), chunk
+        yield number - len(chunk), chunk

@@ -193,6 +193,11 @@ def _check_fits(stage: Stage, objective: Objective, options: Any) -> None:
             f"{where}: {kind} reads {reads}s whole, so its batch counts them; give batch and "
             f"epochs (or steps) instead of batch_tokens ({stage.batch_tokens:,}) and tokens"
         )
+    if stage.batch_tokens is None and reads == "text":
+        raise UserError(
+            f"{where}: {kind} cuts texts at sequence_length, so its batch counts tokens; give "
+            "tokens and batch_tokens instead of batch and epochs (or steps)"
+        )
     if objective.rollout is None and stage.reward_model is not None:
         raise UserError(
             f"{where}: {kind} asks no reward model; drop reward_model ({stage.reward_model!r})"

@@ -292,6 +292,13 @@ def test_what_fills_the_last_batch_is_no_repetition():
     assert plan.steps == 2 and plan.epochs["a"] == 1.28
 
 
+def test_steps_that_were_counted_before_documents_were_left_out_do_not_pass_the_cap():
+    stage = counting(epochs=1, batch=4, repetition_cap=1, steps=25)
+    left = {"a": in_memory("a", [5] * 60)}
+    with pytest.raises(UserError, match=r"source 'a' 1\.6667 times, but its repetition_cap is 1"):
+        data.plan_batches(left, stage, sft, seed=1)
+
+
 def test_prefetched_batches_are_the_plans_own_and_leave_no_thread_behind():
     plan = data.plan_batches({"a": in_memory("a", [5] * 99)}, packed(), next_token, seed=1)
     found = list(data.prefetched(plan, 3, 7))

@@ -367,7 +367,7 @@ def mistakes() -> dict[str, tuple[dict[str, Any], str]]:
             },
             "the learning rate of its 1 step is 0",
         ),
-        "no batch": (
+        "texts by document": (
             {
                 "objective": "next_token",
                 "mixture": {"facts": 1},
@@ -376,7 +376,7 @@ def mistakes() -> dict[str, tuple[dict[str, Any], str]]:
                 "batch": None,
                 "score_every": None,
             },
-            "says not how much to train",
+            "cuts texts at sequence_length, so its batch counts tokens",
         ),
         "best reward model": (
             {

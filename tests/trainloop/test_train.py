@@ -17,7 +17,7 @@ from evalsuite.errors import UserError
 from evalsuite.files import sha256_file
 from tests.trainloop.conftest import small_stage, tokens_of
 from trainloop import checkpoint as checkpoints
-from trainloop import data, train
+from trainloop import data, heldout, train
 from trainloop import model as models
 from trainloop.objectives import NoOptions, load_objective
 from trainloop.policy import Policy
@@ -318,3 +318,32 @@ def test_a_damaged_line_of_a_log_is_named(tmp_path):
     log.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: no JSON object with a step"):
         train.cut_log(log, 2)
+
+
+def test_held_out_texts_longer_than_a_row_are_measured_in_pieces_as_they_are_trained(
+    world, tmp_path
+):
+    stage = small_stage(sequence_length=16)
+    tokens = tokens_of(world, tmp_path)
+    assert int(tokens.lengths.max()) > stage.sequence_length
+    model = models.fresh_model(world.model, world.tokenizer, seed=3).eval()
+    found = heldout.measure(
+        Policy(model),
+        tokens,
+        load_objective("next_token"),
+        NoOptions(),
+        stage=stage,
+        ranks=join(),
+        tokenizer=world.tokenizer,
+    )
+    nats, count = 0.0, 0
+    for document, start, length in zip(
+        *data.packing.cut_long(tokens.lengths, stage.sequence_length), strict=True
+    ):
+        ids = torch.tensor(tokens.tree(document, start, length).branches[0])
+        with torch.no_grad():
+            logprobs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        nats -= float(logprobs[:-1].gather(1, ids[1:, None]).sum())
+        count += len(ids) - 1
+    assert found["loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert found["documents"] == tokens.documents
