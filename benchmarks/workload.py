@@ -22,10 +22,11 @@ from trainloop.model import fresh_model, load_tokenizer, new_tokenizer
 from trainloop.records import Model, NewTokenizer
 
 CHAT = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for m in messages %}{{ m.role }}:\n{{ m.content }}"
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}"
 )
+"""No token spans the border of prompt and answer, where sides may differ about what is a target."""
 MODELS: dict[str, dict[str, int]] = {
     "5M": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 8}
     | {"num_attention_heads": 3, "num_key_value_heads": 1, "vocab_size": 8192},
