@@ -188,8 +188,11 @@ def load_scorer(folder: Path) -> Any:
 
 def unpacked(file: Path, root: Path) -> Path:
     """A GGUF file as a Hugging Face folder with float32 safetensors under `root`; made once."""
+    from transformers.utils.logging import disable_progress_bar
+
     from evalsuite import livemodel
 
+    disable_progress_bar()
     folder = root / "models" / sha256_file(file)[:16]
     if not folder.is_dir():
         model, tokenizer = livemodel.load_model(file, device="cpu")
