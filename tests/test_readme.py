@@ -25,6 +25,9 @@ INSTALLING = {  # what brought this test here: run by tox itself, and by .ci/run
 EXPECTED = {
     "assay quickstart": "open the dashboard with: assay board serve",
     "assay train recipes/real-gsm8k.yaml --mirror ../shared": "50 of 50 planted leaks found",
+    "assay train recipes/tulu3-micro.yaml": "micro-sampled, grpo moved from dpo: ",
+    "assay train curve recipes/tulu3-micro.yaml grpo": "grpo: micro-sampled math",
+    "assay train plan olmo2-1b --gpus 8": "stage2-a: the same as stage1",
     "assay eval list": "micro-unseen",
     "assay eval run real --model ../shared/models/stories260K --mirror ../shared --limit 100": (
         "language_bpb"
@@ -40,6 +43,8 @@ EXPECTED = {
     "assay decon audit micro-dev out/facts.jsonl": "policy tulu3: 200 of 498 items of micro-dev",
     "assay decon dedup out/facts.jsonl --out deduped": "data: 1,000 read",
     "assay train recipes/quickstart.yaml": "micro-dev after sft: knowledge",
+    "assay train plan quickstart --gpus 1": "fits",
+    "assay train curve quickstart sft": "sft: micro-dev math",
     "assay sweep quickstart": "4 of 4 cells are done already",
     "assay board ingest": "unchanged",
     "assay board show": "micro-dev (dev)",
@@ -90,11 +95,18 @@ def workspace(repository: Path, shared: Path, tmp_path_factory: pytest.TempPathF
     checkout = root / "checkout"
     shutil.copytree(repository / "recipes", checkout / "recipes")
     shutil.copytree(repository / "scripts", checkout / "scripts")
-    recipe = checkout / "recipes" / "real-gsm8k.yaml"
-    settings = yaml.safe_load(recipe.read_text())
-    for stage in settings["stages"]:
-        stage["tokens"] //= 10
-    recipe.write_text(yaml.safe_dump(settings))
+    for name in ("real-gsm8k", "tulu3-micro"):  # tests/test_learning.py runs the latter in full
+        recipe = checkout / "recipes" / f"{name}.yaml"
+        settings = yaml.safe_load(recipe.read_text())
+        for stage in settings["stages"]:
+            if "tokens" in stage:
+                stage["tokens"] //= 10
+                stage.pop("score_every", None)
+            elif "steps" in stage:
+                stage |= {"steps": 4, "score_every": 2 * stage["batch"]}
+            else:
+                stage["epochs"] = 0.1
+        recipe.write_text(yaml.safe_dump(settings))
     return checkout
 
 
