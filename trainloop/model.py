@@ -138,7 +138,7 @@ def fresh_model(model: Model, tokenizer: Any, *, seed: int) -> Any:
     try:
         config = AutoConfig.for_model(model.config["model_type"], **(special | settings))
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
+        return AutoModelForCausalLM.from_config(config).float()
     except (
         ArithmeticError,  # a division by zero heads, a number beyond the machine's
         AttributeError,
@@ -165,7 +165,6 @@ def load_model(folder: Path) -> Any:
             folder,
             local_files_only=True,
             use_safetensors=True,
-            attn_implementation="sdpa",
             dtype="float32",
         )
 
@@ -181,7 +180,6 @@ def load_scorer(folder: Path) -> Any:
             folder,
             local_files_only=True,
             use_safetensors=True,
-            attn_implementation="sdpa",
             dtype="float32",
         )
 

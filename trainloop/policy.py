@@ -113,6 +113,10 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.model = model
         self.value = value
+        for module in self.modules():
+            if isinstance(module, torch.nn.Embedding):
+                # What a model names its padding is often the end of text; here it learns, too.
+                module.padding_idx = None
         self._reader = _reader(model)
         self._value_reader = None if value is None else _reader(value)
         if self._value_reader is not None and not self._value_reader.scalar:
@@ -421,8 +425,10 @@ def _scalars(
     picked = _picked(states, batch, padded=padded, targets=at_targets)
     head = _score_head(model)
     assert head is not None
-    kind = next(head.parameters()).dtype
+    assert isinstance(head, torch.nn.Linear)
+    wide = torch.promote_types(torch.float32, head.weight.dtype)
+    bias = None if head.bias is None else head.bias.to(wide)
     # One number per token costs nothing, and in half precision it would have three digits.
     with torch.autocast(picked.device.type, enabled=False):
-        found = head(picked.to(kind)).sum(dim=1)  # of one; FSDP2 wants no views
-    return found.to(torch.promote_types(torch.float32, kind))
+        found = torch.nn.functional.linear(picked.to(wide), head.weight.to(wide), bias)
+        return found.sum(dim=1)  # of one; FSDP2 wants no views

@@ -26,7 +26,7 @@ import numpy as np
 from evalsuite.errors import UserError
 from trainloop.data import Tree
 from trainloop.objectives import Loss
-from trainloop.objectives.next_token import render
+from trainloop.objectives.next_token import render, spans_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def encode(rows: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Tree]:
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
         both = slice(2 * number, 2 * number + 2)
-        yield _tree(row, ids[both], offsets[both], start)
+        yield _tree(row, ids[both], [spans_of(each) for each in offsets[both]], start)
 
 
 def _rendered(row: dict[str, Any], tokenizer: Any) -> tuple[int, str, str]:

@@ -187,10 +187,15 @@ class Ranks:
         live = getattr(self.bare(module), part)
         if self.kind != "fsdp":
             return live
+        for each in module.modules():
+            if isinstance(each, FSDPModule):
+                each.reshard()  # after a pass without gradient the root is whole, and rounded
         if like is None:
             with torch.device("meta"):
                 like = type(live)(deepcopy(live.config))
             like.eval()
+            if live.can_generate():  # it may name more end-of-text tokens than the config
+                like.generation_config = deepcopy(live.generation_config)
         # Buffers too: some are in no state dict.
         for name, value in [*live.named_parameters(), *live.named_buffers()]:
             _put(like, name, full(value.detach()))

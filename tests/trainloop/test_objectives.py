@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from tokenizers import processors
 
 from evalsuite.errors import UserError
 from tests.trainloop.conftest import CHAT, tokens_of
@@ -101,3 +104,33 @@ def test_an_option_that_the_objective_lacks_is_named_with_those_it_has():
     with pytest.raises(UserError, match="it has none"):
         read_options(load_objective("sft"), {"beta": 5}, "tune")
     assert read_options(load_objective("dpo_norm"), {"beta": 2.5}, "tune").beta == 2.5
+
+
+def test_blanks_that_a_tokenizer_trims_off_its_offsets_are_asked_for_as_others_are(world):
+    trimming = copy.deepcopy(world.tokenizer)
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    plain = copy.deepcopy(world.tokenizer)
+    plain.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    turns = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "a   7  \n 8 "}]
+    row = {"id": "1", "messages": turns[:1], "chosen": turns[1]["content"], "rejected": "   9"}
+    for name, document in (("sft", {"id": "1", "messages": turns}), ("dpo", row)):
+        [found], [wanted] = (
+            load_objective(name).encode([document], each) for each in (trimming, plain)
+        )
+        assert [list(ids) for ids in found.branches] == [list(ids) for ids in wanted.branches]
+        assert [list(asked) for asked in found.targets] == [list(a) for a in wanted.targets]
+
+
+def test_a_conversation_read_as_text_has_one_start_token_where_its_template_writes_one(world):
+    tokenizer = copy.deepcopy(world.tokenizer)
+    tokenizer.bos_token = "<|pad|>"
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|pad|> $A", special_tokens=[("<|pad|>", start)]
+    )
+    turns = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "a cat"}]
+    for template in (CHAT, "{{ bos_token }}" + CHAT):
+        tokenizer.chat_template = template
+        rows = [{"id": "1", "messages": turns}, {"id": "2", "text": "the cat"}]
+        for tree in load_objective("next_token").encode(rows, tokenizer):
+            assert list(tree.branches[0]).count(start) == 1 and tree.branches[0][0] == start

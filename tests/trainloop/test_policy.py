@@ -457,6 +457,12 @@ def test_a_reward_models_scores_are_its_own_at_the_last_token(kind: str) -> None
         assert_close(gradients(model, out.scores), gradients(model, wanted))
 
 
+def test_scores_of_a_half_precision_model_are_not_rounded_to_half_precision() -> None:
+    scores = read(tiny(dtype=torch.bfloat16, scores=True), forest()).scores
+    assert scores is not None and scores.dtype == torch.float32
+    assert (scores != scores.bfloat16().float()).any()
+
+
 def test_values_are_the_critics_before_each_target() -> None:
     with WithoutFloat32():
         model, critic = tiny(), tiny("qwen2", scores=True)

@@ -14,6 +14,7 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from evalsuite.errors import UserError
 from tests.trainloop.conftest import CHAT, LLAMA, WORDS
@@ -438,6 +439,26 @@ def test_a_reward_model_copies_the_body_and_survives_being_saved(world, toys, tm
     assert type(loaded) is type(scorer)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(loaded.eval()(ids).logits, scorer.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3"])
+def test_a_reward_model_that_was_loaded_again_learns_as_the_one_that_was_saved(kind, tmp_path):
+    torch.manual_seed(0)
+    settings = {"vocab_size": 20, "head_dim": 8, "pad_token_id": None, "eos_token_id": 2}
+    config = AutoConfig.for_model(**(LLAMA | settings | {"model_type": kind}))
+    language = AutoModelForCausalLM.from_config(config)
+    # Without padding of its own a tokenizer's end of text names it; that is a token all the same.
+    fresh = reward_model(language, SimpleNamespace(eos_token_id=2, pad_token_id=None), seed=0)
+    fresh.save_pretrained(tmp_path)
+    batch = tensors(
+        batch_of([Tree((3, 2, 4), ((5, 2), (6, 7, 2)), ((True,) * 2, (True,) * 3))]), "cpu"
+    )
+    found = []
+    for scorer in (fresh, models.load_scorer(tmp_path)):
+        load_objective("reward").loss(Policy(scorer)(batch), batch, None).total.backward()
+        found.append(scorer.get_input_embeddings().weight.grad)
+    assert found[0][2].any()
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_an_architecture_without_a_sequence_classifier_is_refused(world):

@@ -116,6 +116,28 @@ def test_the_whole_model_of_shards_says_what_one_process_says():
         assert finite, "the shards still work"
 
 
+def test_a_pass_without_gradient_does_not_round_the_whole_model_of_shards():
+    exact = fresh_policy(double=False).model.state_dict()
+    for state, ends in together(_whole_after_a_pass):
+        assert ends == [5, 6], "what ends a text in the live model's generation config"
+        for name, wanted in exact.items():
+            kind, value = state[name]
+            assert kind == torch.float32, name
+            np.testing.assert_array_equal(value, wanted.numpy())
+
+
+@torch.no_grad()
+def _whole_after_a_pass():
+    with joined("fsdp") as ranks:
+        policy = fresh_policy(double=False)
+        policy.model.generation_config.eos_token_id = [5, 6]
+        module = ranks.wrap(policy, precision="bfloat16")
+        module(tensors(batch(0), ranks.device))
+        copy = ranks.full_model(module)
+        state = {n: (v.dtype, v.float().numpy()) for n, v in copy.state_dict().items()}
+        return state, copy.generation_config.eos_token_id
+
+
 def _ids():
     return torch.arange(1, 13).reshape(2, 6)
 

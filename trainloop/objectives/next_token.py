@@ -18,8 +18,12 @@ from trainloop.objectives import Loss, Objective, targets
 
 def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Tree]:
     """Ids with the end token, and targets; a conversation's turns are rendered by its template."""
+    documents = list(documents)
     texts = [_text(document, tokenizer) for document in documents]
-    for ids in tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]:
+    encoded = tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]
+    for document, ids in zip(documents, encoded, strict=True):
+        if "text" not in document and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            ids = ids[1:]  # the template had written a start token, too
         if ids and ids[-1] != tokenizer.eos_token_id:
             ids = [*ids, tokenizer.eos_token_id]
         yield Tree((), (ids,), ([False] + [True] * (len(ids) - 1) if ids else [],))
@@ -47,6 +51,19 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> st
             f"the chat template cannot render a conversation ({error}): mend the recipe's "
             "model.chat_template, or the conversation's roles"
         ) from error
+
+
+def spans_of(offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where each token of a text begins and ends, in characters; [s, s) for one without text.
+
+    Some tokenizers (GPT-NeoX's, so Pythia's and OLMo's) trim blanks off their offsets, and a token
+    of blanks alone looks empty: it begins where the one before it ends.
+    """
+    found, before = [], 0
+    for start, end in offsets:
+        found.append((min(start, before) if start == end else start, end))
+        before = max(before, end)
+    return found
 
 
 def loss(outputs: Any, batch: Any, options: Any) -> Loss:

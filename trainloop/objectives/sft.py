@@ -16,7 +16,7 @@ from typing import Any
 from evalsuite.errors import UserError
 from trainloop.data import Tree
 from trainloop.objectives import Objective, targets
-from trainloop.objectives.next_token import loss, render
+from trainloop.objectives.next_token import loss, render, spans_of
 from trainloop.records import Schedule
 
 
@@ -34,7 +34,7 @@ def encode(documents: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[Tree
     for (_, spans), ids, offsets in zip(
         rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        yield Tree((), (ids,), (_inside(spans, offsets),))
+        yield Tree((), (ids,), (_inside(spans, spans_of(offsets)),))
 
 
 def _render(document: dict[str, Any], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
