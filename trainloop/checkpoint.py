@@ -15,7 +15,7 @@ since the Hugging Face folder holds them in full precision. Whatever number of r
 checkpoint, alone, ddp or fsdp, any other can go on from it. The random state is not saved: each
 step draws from (seed, step, rank) anew (see train.py).
 
-All ranks must see one file system. Files that a manifest does not name are not looked at.
+All ranks must see one file system.
 """
 
 from __future__ import annotations
@@ -364,4 +364,10 @@ def _check(folder: Path, *, content: bool) -> dict[str, Any]:
         whole = content or manifest["retired"]  # what a retired one keeps is quickly read
         if whole and sha256_file(path) != known["sha256"]:
             raise UserError(f"{path}: its bytes are not those that were saved; {_way_out(folder)}")
+    if content:
+        named = {folder / name for name in (*manifest["files"], "manifest.json")}
+        for path in sorted(folder.rglob("*")):
+            # A loader takes what it finds: a stray index, adapter or shard would be read.
+            if path not in named and not path.is_dir():
+                raise UserError(f"{path}: is no part of the checkpoint; remove the file")
     return manifest

@@ -70,6 +70,7 @@ def train_leg(
         stage=stage,
         id=plan.id,
         parent=output(prepared, plan.parent) if plan.parent else None,
+        rests_on=[output(prepared, plan.reward)] if plan.reward else [],
         total_tokens=sum(each.tokens for each in before),
         flops=sum(6.0 * each.parameters * each.tokens for each in before),
         objective=plan.objective,

@@ -91,7 +91,8 @@ def prepare(
     folder = None
     if recipe.model.path is not None:
         folder = _model_folder(recipe.model.path, base, root, mirror)
-    for room in ("sources", "decon", "tokens", "tokenizers", "checkpoints"):
+    rooms = ("sources", "decon", "tokens", "tokenizers", "checkpoints", "models", "heldout")
+    for room in (*rooms, "begun", "known", "pairs", "reference"):
         remove_partials(root / room)
     shards = {
         name: sources.materialise(

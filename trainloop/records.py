@@ -626,4 +626,5 @@ class Checkpoint:
     ranks: int = 1
     """Processes that trained it last: their count changes the last bits, not the data."""
     ingredients: list[str] = field(default_factory=list)
-    """The checkpoints that a soup is the mean of; its parent is the first of them."""
+    """Other checkpoints it rests on: those a soup is the mean of (its parent is the first), or the
+    reward model that judged its answers."""

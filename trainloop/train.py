@@ -96,6 +96,8 @@ class Leg:
     id: str
     parent: str | None
     """The checkpoint it starts from; None for weights that are none of ours."""
+    rests_on: list[str]
+    """Other checkpoints that shape it: the reward model's."""
     total_tokens: int
     """Of all ancestors."""
     flops: float
@@ -136,6 +138,7 @@ class Leg:
             cpu_threads=self.cpu_threads,
             precision=self.stage.precision,
             ranks=ranks,
+            ingredients=self.rests_on,
         )
 
 
@@ -159,8 +162,13 @@ def train_stage(
 
     stage = leg.stage
     torch.set_num_threads(leg.cpu_threads)
+    trained = [model for model in (models.policy, models.critic) if model is not None]
     if stage.gradient_checkpointing:
-        models.policy.gradient_checkpointing_enable({"use_reentrant": False})
+        for model in trained:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    if leg.objective.reference or leg.objective.rollout is not None:
+        for model in trained:
+            without_dropout(model)
     policy = Policy(models.policy, models.critic)
     policy.train()
     parameters = sum(p.numel() for p in models.policy.parameters())
@@ -196,6 +204,19 @@ def train_stage(
                 clock = time.monotonic()
     assert saved is not None, "a stage's last step has a checkpoint"
     return saved
+
+
+def without_dropout(model: Any) -> None:
+    """Drop nothing, as what the probabilities are compared with drops nothing: old ones, a
+    reference's. Otherwise ratios would be noise, and preferences not begin at ln 2."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _batches(

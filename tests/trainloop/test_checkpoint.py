@@ -286,3 +286,13 @@ def test_absent_checkpoints_have_no_record(tmp_path):
     assert not checkpoints.is_retired(tmp_path, "none")
     assert record("x", 3).step == 3
     assert gradients.VOCABULARY % 2
+
+
+def test_a_file_that_is_no_part_of_a_checkpoint_is_refused_by_name(finished, tmp_path):
+    source = checkpoints.folder_of(finished.root, finished.run.final)
+    folder = tmp_path / source.name
+    shutil.copytree(source, folder)
+    checkpoints.verify(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config\.json: is no part of the checkpoint"):
+        checkpoints.verify(folder)

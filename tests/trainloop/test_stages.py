@@ -67,6 +67,7 @@ def test_each_stage_descends_from_the_stage_it_names_or_the_last_language_model(
         "grpo": of["dpo"],
         "ppo": of["dpo"],
     }
+    assert record_of(whole, "ppo").ingredients == [of["reward"]], "its answers were judged by it"
     assert record_of(whole, "soup").ingredients == [of["midtrain"], of["sibling"]]
     certificates = {record_of(whole, name).certificate for name in whole.plans}
     assert certificates == {whole.prepared.certificate.id}

@@ -20,7 +20,7 @@ from trainloop import checkpoint as checkpoints
 from trainloop import data, heldout, train
 from trainloop import model as models
 from trainloop.objectives import NoOptions, load_objective
-from trainloop.policy import Policy
+from trainloop.policy import Policy, tensors
 from trainloop.ranks import join
 from trainloop.records import Checkpoint, Schedule, Stage
 
@@ -66,6 +66,7 @@ def train_to_end(
         stage=stage,
         id=this_id,
         parent=None,
+        rests_on=[],
         total_tokens=0,
         flops=0.0,
         objective=objective,
@@ -347,3 +348,16 @@ def test_held_out_texts_longer_than_a_row_are_measured_in_pieces_as_they_are_tra
         count += len(ids) - 1
     assert found["loss"] == pytest.approx(nats / count, rel=1e-5)
     assert found["documents"] == tokens.documents
+
+
+def test_nothing_is_dropped_where_probabilities_are_compared():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    model = GPT2LMHeadModel(config).train()
+    batch = tensors(data.batch_of([data.Tree((), (list(range(20)),), ([True] * 20,))]), "cpu")
+    policy = Policy(model).train()
+    assert not torch.equal(policy(batch).logprobs, policy(batch).logprobs)
+    train.without_dropout(model)
+    assert torch.equal(policy(batch).logprobs, policy(batch).logprobs)
