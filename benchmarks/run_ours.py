@@ -186,6 +186,7 @@ def leg(task: Task, run: str) -> train.Leg:
         stage=stage,
         id=run,
         parent=None,
+        rests_on=[],
         total_tokens=0,
         flops=0.0,
         objective=objective,
