@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -43,11 +44,19 @@ def once(room: str, count: int) -> Callable[[SimpleNamespace, Path], bool]:
 
 def while_writing(room: str, count: int) -> Callable[[SimpleNamespace, Path], bool]:
     """A moment: something is half-written in a room that holds so many whole things."""
-    return lambda finished, root: (
-        (root / room).is_dir()
-        and bool(list((root / room).glob("*.partial")) + list((root / room).glob("*/*.partial")))
-        and len(published(root, room)) >= count
-    )
+    return lambda finished, root: half_written(root / room) and len(published(root, room)) >= count
+
+
+def half_written(folder: Path) -> bool:
+    """Whether something in the folder, or in a folder there, is being written just now."""
+    for place in (folder, *folder.glob("[!.]*/")):
+        try:
+            names = os.listdir(place)
+        except FileNotFoundError:  # not made yet, or renamed between two looks
+            continue
+        if any(name.endswith(".partial") for name in names):
+            return True
+    return False
 
 
 MOMENTS = {
