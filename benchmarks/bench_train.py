@@ -106,7 +106,7 @@ KINDS = {
                 "side": "packed",
                 "row": ROW // 2,
                 "shipped": True,
-                "tried": (4,),
+                "tried": (2,),
             },
         },
         bars={"Trainer, rows": 1.0, "TRL SFT, packed": 1.5},
