@@ -261,12 +261,12 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "an unknown command of a room": (["board", "sho"], ["'sho'", "assay board --help"]),
     "an unknown option": (
         ["train", "x.yaml", "--sed", "3"],
-        ["'--sed'", "--seed", "assay train --help"],
+        ["'--sed'", "--seed", "assay train run --help"],
     ),
-    "a missing argument": (["train"], ["'RECIPE'", "assay train --help"]),
+    "a missing argument": (["train"], ["'RECIPE'", "assay train run --help"]),
     "a seed that is no number": (
         ["train", "x.yaml", "--seed", "one"],
-        ["'one'", "--seed", "assay train --help"],
+        ["'one'", "--seed", "assay train run --help"],
     ),
     "a mirror that is no folder": (
         ["train", "x.yaml", "--mirror", "nowhere"],

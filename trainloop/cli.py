@@ -37,7 +37,7 @@ class _Train(click.Group):
     """`assay train RECIPE` means `assay train run RECIPE`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
+        if not args or args[0] not in (*self.commands, "--help"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
