@@ -36,6 +36,8 @@ def test_every_whole_plant_is_found_and_nothing_else_is(tmp_path: Path) -> None:
         found[hit.document_id].add((hit.task, hit.doc_id))
     made, seen = Counter(), Counter()  # type: Counter[str], Counter[str]
     for plant in truth:
+        if plant["form"] == "rephrased" and plant["document_id"].startswith("rl_"):
+            continue  # a prompt's doc may hold the item's program as it was
         made[plant["form"]] += 1
         seen[plant["form"]] += (plant["task"], plant["doc_id"]) in found[plant["document_id"]]
     for form in WHOLE:

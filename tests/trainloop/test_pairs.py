@@ -183,7 +183,10 @@ def test_the_name_of_pairs_says_what_made_them_and_not_what_a_recipe_calls_it():
 # --- two ranks ----------------------------------------------------------------------------------
 
 
-def test_two_ranks_make_the_pairs_and_reference_numbers_that_one_makes(tmp_path):
+def test_two_ranks_make_the_pairs_and_reference_numbers_that_one_makes(
+    tmp_path, repository, monkeypatch
+):
+    monkeypatch.syspath_prepend(repository)  # the children import this module by its name
     alone, both = tmp_path / "alone", tmp_path / "both"
     expected = both_rooms(tinyrl.ALONE, alone)
     with socket.socket() as free:
