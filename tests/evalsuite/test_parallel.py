@@ -147,13 +147,16 @@ def test_an_exception_in_the_loop_stops_the_workers(tmp_path):
     wait_until_gone([int(path.stem) for path in tmp_path.glob("*.pid")])
 
 
+# A process started in the background of a shell inherits that SIGINT is ignored.
 SCRIPT = """
+import signal
 import sys
 import parallel_parts as parts
 from pathlib import Path
 from evalsuite.parallel import each
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     found = each(parts.one_quick_rest_endless, [0, 1, 2], shared=Path(sys.argv[1]), workers=2)
     print(next(found), flush=True)
     {end}
@@ -164,8 +167,8 @@ if __name__ == "__main__":
     ("end", "code"),
     [
         ("raise SystemExit(3)", 3),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9),
-        ("import signal; signal.raise_signal(signal.SIGINT)", -2),
+        ("import os; os.kill(os.getpid(), signal.SIGKILL)", -9),
+        ("signal.raise_signal(signal.SIGINT)", -2),
     ],
 )
 def test_workers_do_not_outlive_the_process_that_started_them(tmp_path, repository, end, code):
